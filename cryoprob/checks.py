@@ -1,0 +1,56 @@
+"""Errors that say where, what was expected, what was found and what to try.
+
+Exceptions are for users; ``assert`` is for the package's own invariants. The command line turns an
+:class:`InputError` into one paragraph and exit code 2.
+"""
+
+import warnings
+
+__all__ = ["DataWarning", "InputError", "OutputError", "require", "warn"]
+
+
+class InputError(ValueError):
+    """Bad input, told in one paragraph: where, what was expected, what was found, what to do.
+
+    Parameters
+    ----------
+    where
+        File, row, column, image or argument that is at fault.
+    expected
+        What a right input looks like.
+    got
+        What was found instead.
+    remedy
+        What the user can do about it.
+    """
+
+    def __init__(self, where: str, *, expected: str, got: str, remedy: str = "") -> None:
+        self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
+        text = f"{where}: expected {expected}, got {got}."
+        super().__init__(f"{text} {remedy}".strip())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.where, self.expected, self.got, self.remedy)
+
+
+class OutputError(InputError):
+    """An output that cannot be written (disk full, no permission); earlier results stay intact."""
+
+
+class DataWarning(UserWarning):
+    """Something odd in the data that does not stop the run."""
+
+
+def _rebuild(kind: type[InputError], where: str, expected: str, got: str, remedy: str) -> InputError:
+    return kind(where, expected=expected, got=got, remedy=remedy)
+
+
+def require(condition: bool, where: str, *, expected: str, got: str, remedy: str = "") -> None:
+    """Raise :class:`InputError` unless ``condition`` holds."""
+    if not condition:
+        raise InputError(where, expected=expected, got=got, remedy=remedy)
+
+
+def warn(message: str, stacklevel: int = 3) -> None:
+    """Warn about the data in words (a :class:`DataWarning` at the caller's caller); go on."""
+    warnings.warn(message, DataWarning, stacklevel=stacklevel)

@@ -1,0 +1,118 @@
+"""The half plane of image frequencies, sorted by shell, and its packing into independent numbers."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from cryoprob.checks import require
+from cryoprob.fourier.transforms import fft2, ifft2
+from cryoprob.types import Coefficients, Images
+
+__all__ = ["Band", "full_band"]
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Half-plane frequencies of a ``box``, sorted by shell, so that a smaller band is a prefix.
+
+    Coefficients are held times :attr:`weight` (sqrt(2), or 1 where self-conjugate, with imaginary part
+    0): real and imaginary parts are then independent N(mean, sigma2), and ``sum |c|^2`` over the full
+    band equals the sum of squared pixels.
+
+    Attributes
+    ----------
+    box
+        Pixels along a side, even.
+    radius
+        Largest shell; ``-1`` in no band, ``box`` in the full one (corners included).
+    kx, ky
+        Frequencies, cycles per box, [M] (long).
+    weight
+        sqrt(2) or 1, [M] (float64).
+    shell
+        ``floor(|k| + 1/2)``, corners beyond ``box // 2`` lumped in ``box // 2 + 1``, [M] (long).
+    """
+
+    box: int
+    radius: int
+    kx: Tensor
+    ky: Tensor
+    weight: Tensor
+    shell: Tensor
+
+    def __len__(self) -> int:
+        return self.kx.numel()
+
+    @property
+    def n_shells(self) -> int:
+        """Number of shells of the box, the lumped corners included: ``box // 2 + 2``."""
+        return self.box // 2 + 2
+
+    def numbers_per_shell(self) -> Tensor:
+        """Independent real numbers in each shell, [S]; they add up to ``box**2`` in the full band."""
+        return torch.bincount(self.shell, self.weight**2, self.n_shells)
+
+    def prefix(self, radius: int) -> "Band":
+        """The band of all shells up to ``radius``; its coefficients are the first of this one's."""
+        return _cut(self, radius)
+
+    def pack(self, images: Images) -> Coefficients:
+        """Coefficients [*, M] of real images [*, D, D] by the unitary transform."""
+        spectrum = fft2(images).flatten(-2)
+        values = spectrum[..., self._columns(images.device)] * self.weight.to(images)
+        real = (self.weight == 1).to(images.device)
+        return torch.where(real, values.real.to(values.dtype), values)
+
+    def unpack(self, coefficients: Coefficients) -> Images:
+        """Real images [*, D, D] of coefficients [*, M]; frequencies outside the band are zero."""
+        values = coefficients / self.weight.to(coefficients.device, coefficients.real.dtype)
+        plane = values.new_zeros(*values.shape[:-1], self.box**2)
+        plane[..., self._columns(values.device, conjugate=True)] = values.conj()
+        plane[..., self._columns(values.device)] = values
+        return ifft2(plane.unflatten(-1, (self.box, self.box))).real
+
+    def _columns(self, device: torch.device, conjugate: bool = False) -> Tensor:
+        """Places of the frequencies (or of their conjugates) in the flattened centered plane."""
+        sign, half = (-1 if conjugate else 1), self.box // 2
+        ky, kx = ((sign * k + half) % self.box for k in (self.ky, self.kx))
+        return (ky * self.box + kx).to(device)
+
+
+@lru_cache(maxsize=32)
+def full_band(box: int) -> Band:
+    """All ``box**2`` independent numbers of an image, sorted by shell, then by |k|, ky, kx.
+
+    Raises
+    ------
+    InputError
+        If ``box`` is odd or not positive.
+    """
+    require(
+        box > 0 and box % 2 == 0,
+        "box",
+        expected="a positive even number of pixels",
+        got=str(box),
+        remedy="Crop or pad the images by one pixel.",
+    )
+    k = torch.arange(-(box // 2), box // 2)
+    ky, kx = (g.flatten() for g in torch.meshgrid(k, k, indexing="ij"))
+    here = torch.arange(box**2)
+    there = ((-ky + box // 2) % box) * box + (-kx + box // 2) % box
+    upper = (kx > 0) | ((kx == 0) & (ky > 0)) | ((kx == -box // 2) & (ky > 0)) | (here == there)
+    upper |= (ky == -box // 2) & (kx > 0)
+    keep = upper & ~((here != there) & (kx == -(box // 2)) & (ky == -(box // 2)))
+    kx, ky, own = kx[keep], ky[keep], (here == there)[keep]
+    weight = torch.where(own, 1.0, sqrt(2.0)).double()
+    square = kx**2 + ky**2
+    shell = torch.floor(square.double().sqrt() + 0.5).long().clamp(max=box // 2 + 1)
+    order = torch.argsort(square, stable=True)
+    return Band(box, box, kx[order], ky[order], weight[order], shell[order])
+
+
+@lru_cache(maxsize=256)
+def _cut(band: Band, radius: int) -> Band:
+    count = int((band.shell <= radius).sum())
+    return Band(band.box, radius, *(v[:count] for v in (band.kx, band.ky, band.weight, band.shell)))
