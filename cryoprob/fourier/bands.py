@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cryoprob.checks import require
-from cryoprob.fourier.transforms import fft2, ifft2
 from cryoprob.types import Coefficients, Images
 
 __all__ = ["Band", "full_band"]
@@ -60,25 +59,37 @@ class Band:
         return _cut(self, radius)
 
     def pack(self, images: Images) -> Coefficients:
-        """Coefficients [*, M] of real images [*, D, D] by the unitary transform."""
-        spectrum = fft2(images).flatten(-2)
-        values = spectrum[..., self._columns(images.device)] * self.weight.to(images)
-        real = (self.weight == 1).to(images.device)
-        return torch.where(real, values.real.to(values.dtype), values)
+        """Coefficients [*, M] of real images [*, D, D] by the unitary transform.
+
+        Images of a larger even box are cropped in Fourier space on the way: the result is that of
+        :func:`~cryoprob.fourier.transforms.crop_images` (whose unpaired frequencies are 0).
+        """
+        size = images.shape[-1]
+        got = f"{list(images.shape)}"
+        fits = images.shape[-2] == size >= self.box and size % 2 == 0
+        require(fits, "images", expected=f"[..., D, D] with even D >= {self.box}", got=got)
+        column, factor = _half_plane(self, size)
+        spectrum = torch.fft.rfft2(images, norm="ortho").flatten(-2)
+        values = spectrum.index_select(-1, column.to(images.device)) * factor.to(images)
+        values.imag[..., self._own().to(images.device)] = 0
+        return values
 
     def unpack(self, coefficients: Coefficients) -> Images:
         """Real images [*, D, D] of coefficients [*, M]; frequencies outside the band are zero."""
-        values = coefficients / self.weight.to(coefficients.device, coefficients.real.dtype)
-        plane = values.new_zeros(*values.shape[:-1], self.box**2)
-        plane[..., self._columns(values.device, conjugate=True)] = values.conj()
-        plane[..., self._columns(values.device)] = values
-        return ifft2(plane.unflatten(-1, (self.box, self.box))).real
+        column, factor = (v.to(coefficients.device) for v in _half_plane(self, self.box))
+        values = coefficients / factor.to(coefficients.real.dtype)
+        plane = values.new_zeros(*values.shape[:-1], self.box * (self.box // 2 + 1))
+        edge = ((self.kx == 0) | (self.kx == -(self.box // 2))).nonzero()[:, 0]
+        row = (-self.ky[edge]) % self.box
+        mirror = (row * (self.box // 2 + 1) + self.kx[edge].abs()).to(column.device)
+        plane[..., mirror] = values[..., edge.to(column.device)].conj()
+        plane[..., column] = values
+        plane = plane.unflatten(-1, (self.box, self.box // 2 + 1))
+        return torch.fft.irfft2(plane, s=(self.box, self.box), norm="ortho")
 
-    def _columns(self, device: torch.device, conjugate: bool = False) -> Tensor:
-        """Places of the frequencies (or of their conjugates) in the flattened centered plane."""
-        sign, half = (-1 if conjugate else 1), self.box // 2
-        ky, kx = ((sign * k + half) % self.box for k in (self.ky, self.kx))
-        return (ky * self.box + kx).to(device)
+    def _own(self) -> Tensor:
+        """Places of the self-conjugate frequencies."""
+        return (self.weight == 1).nonzero()[:, 0]
 
 
 @lru_cache(maxsize=32)
@@ -115,4 +126,21 @@ def full_band(box: int) -> Band:
 @lru_cache(maxsize=256)
 def _cut(band: Band, radius: int) -> Band:
     count = int((band.shell <= radius).sum())
-    return Band(band.box, radius, *(v[:count] for v in (band.kx, band.ky, band.weight, band.shell)))
+    return Band(
+        band.box, radius, *(v[:count] for v in (band.kx, band.ky, band.weight, band.shell))
+    )
+
+
+@lru_cache(maxsize=64)
+def _half_plane(band: Band, size: int) -> tuple[Tensor, Tensor]:
+    """Places of a band's frequencies in a flattened ``rfft2`` of side ``size``, and factors on them.
+
+    The factor is the weight times the sign that moves the origin to ``size // 2``; it is 0 at the
+    unpaired frequencies of the band's box where that is smaller than ``size``.
+    """
+    column = (band.ky % size) * (size // 2 + 1) + band.kx.abs()
+    factor = band.weight * (1 - 2 * ((band.kx + band.ky) % 2))
+    if size > band.box:
+        edge = -(band.box // 2)
+        factor = torch.where((band.kx == edge) | (band.ky == edge), 0.0, factor)
+    return column, factor

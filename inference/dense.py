@@ -1,0 +1,143 @@
+"""Exact posteriors over a whole grid of poses: blocks of images, two matrix products, one softmax."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor
+
+from cryoprob.inference.filtered import Filtered
+from cryoprob.inference.regions import Level
+from cryoprob.inference.statistics import PosteriorSummary, reals
+from cryoprob.models.image_likelihood import shift_phase
+from cryoprob.models.particle_model import ParticleModel
+
+__all__ = ["DenseGrid", "DensePosterior", "blocks", "within"]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseGrid:
+    """A grid of poses with everything that does not depend on the image.
+
+    Attributes
+    ----------
+    rotations
+        [Q, 3, 3].
+    slices, energy
+        Slices [Q, m] (complex) and |slices|^2 / 2 [Q, m].
+    phase
+        Conjugate shift phases, [T, m].
+    shifts
+        [T, 2], Angstrom.
+    log_rotation, log_shift
+        Log prior masses, [Q] and [T].
+    spacing_deg
+        Angular spacing of the rotations.
+    """
+
+    rotations: Tensor
+    slices: Tensor
+    energy: Tensor
+    phase: Tensor
+    shifts: Tensor
+    log_rotation: Tensor
+    log_shift: Tensor
+    spacing_deg: float
+
+    @classmethod
+    def of(cls, model: ParticleModel, volume: Tensor) -> "DenseGrid":
+        """The model's own grid at a volume."""
+        return cls.at(model, volume, Level(model.rotation, model.shift, model.band.radius))
+
+    @classmethod
+    def at(cls, model: ParticleModel, volume: Tensor, level: Level) -> "DenseGrid":
+        """The grid of a level, in the level's band."""
+        slicer = model.volume.slicer_at(level.radius)
+        rotation, shift = level.rotation.prior(), level.shift.prior()
+        slices = slicer.slices(volume, rotation.points)
+        phase = shift_phase(slicer.band, shift.points, model.pixel_size).conj().resolve_conj()
+        masses = (rotation.log_mass, shift.log_mass)
+        energy = slices.abs().square_().div_(2)
+        spacing = level.rotation.grid.spacing_deg
+        return cls(rotation.points, slices, energy, phase, shift.points, *masses, spacing)
+
+    def posterior(self, images: Filtered) -> "DensePosterior":
+        """Posterior of a block of images over every pose of the grid."""
+        count, poses = len(images), len(self.shifts)
+        inside = self.slices.shape[-1]
+        rows = reals(images.image[:, None, :inside] * self.phase).flatten(0, 1)
+        logits = (rows @ reals(self.slices).T).reshape(count, poses, -1)
+        energy = images.transfer[:, :inside] @ self.energy.T
+        logits -= (energy - self.log_rotation)[:, None]
+        logits += self.log_shift[:, None]
+        flat = logits.reshape(count, -1)
+        best = flat.argmax(1, keepdim=True)
+        weights = torch.softmax(flat, 1)
+        log_sum = (flat.gather(1, best) - weights.gather(1, best).log())[:, 0].double()
+        return DensePosterior(self, images, rows, logits, weights.view_as(logits), energy, log_sum)
+
+
+@dataclass(frozen=True, eq=False)
+class DensePosterior:
+    """Weights [n, T, Q] of a block of images, and what follows from them."""
+
+    grid: DenseGrid
+    images: Filtered
+    rows: Tensor
+    logits: Tensor
+    weights: Tensor
+    energy: Tensor
+    log_sum: Tensor
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """Log p(image | volume), [n] (float64)."""
+        return self.images.noise_only + self.log_sum
+
+    def accumulate(self, numerator: Tensor, weight: Tensor) -> None:
+        """Add the M-step sums to ``numerator`` [Q, 2m] and ``weight`` [Q, m], in place."""
+        flat = self.weights.flatten(0, 1)
+        numerator.addmm_(flat.T, self.rows)
+        weight.addmm_(self.rotation_weights.T, self.images.transfer)
+
+    @property
+    def rotation_weights(self) -> Tensor:
+        """Marginal posterior of the rotations, [n, Q]."""
+        return self.weights.sum(1)
+
+    def shift_power(self) -> Tensor:
+        """Sum over the block of the posterior mean of |shift|^2 (float64)."""
+        square = (self.grid.shifts**2).sum(-1)
+        return (self.weights.sum(2) @ square).double().sum()
+
+    def summary(self) -> PosteriorSummary:
+        """The block's posterior in a few numbers per image."""
+        grid, by_rotation, by_shift = self.grid, self.rotation_weights, self.weights.sum(2)
+        mean_logit = torch.linalg.vecdot(self.weights.flatten(1), self.logits.flatten(1))
+        energy = 2 * torch.linalg.vecdot(by_rotation, self.energy)
+        prior = by_rotation @ grid.log_rotation + by_shift @ grid.log_shift
+        peak, best = by_rotation.max(1)
+        near = within(grid.rotations, grid.rotations[best], 2.5 * grid.spacing_deg)
+        mean = (by_rotation * near) @ grid.rotations.flatten(1)
+        return PosteriorSummary(
+            log_evidence=self.log_evidence,
+            rotation=roma.special_procrustes(mean.reshape(-1, 3, 3)),
+            shift=by_shift @ grid.shifts,
+            probability=peak,
+            entropy=(self.log_sum - mean_logit).clamp(min=0),
+            cross=mean_logit - prior + energy / 2,
+            energy=energy,
+        )
+
+
+def within(rotations: Tensor, centers: Tensor, angle_deg: float) -> Tensor:
+    """Whether rotations [Q, 3, 3] lie within an angle of centers [n, 3, 3]: [n, Q]."""
+    trace = centers.flatten(1) @ rotations.flatten(1).T
+    limit = torch.deg2rad(torch.tensor(min(angle_deg, 180.0), dtype=trace.dtype))
+    return trace >= 1 + 2 * torch.cos(limit)
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size``."""
+    return (slice(start, start + size) for start in range(0, count, size))

@@ -1,0 +1,71 @@
+"""Images whitened and filtered once, so that every pose costs one row of a matrix product."""
+
+from dataclasses import dataclass
+from math import pi
+
+import torch
+from torch import Tensor
+
+from cryoprob.fourier.bands import Band, full_band
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.particles import ParticleStack
+
+__all__ = ["Filtered", "filter_images"]
+
+
+@dataclass(frozen=True, eq=False)
+class Filtered:
+    """What the likelihood needs of n images: ``log p = noise_only + <image, pose> - <transfer, |P|^2>/2``.
+
+    Attributes
+    ----------
+    index
+        Their numbers in the stack, [n].
+    group
+        Optics group, [n].
+    image
+        ``c x / sigma2`` in the model's band, [n, m] complex.
+    transfer
+        ``c^2 / sigma2``, [n, m].
+    noise_only
+        Log density of the whole image under noise alone, [n] (float64).
+    power
+        Sum of squares per shell, over the image's noise factor, [n, S] (float64).
+    """
+
+    index: Tensor
+    group: Tensor
+    image: Tensor
+    transfer: Tensor
+    noise_only: Tensor
+    power: Tensor
+
+    def __len__(self) -> int:
+        return self.index.numel()
+
+    def take(self, rows: Tensor) -> "Filtered":
+        """A part of the images."""
+        parts = (self.index, self.group, self.image, self.transfer, self.noise_only, self.power)
+        return Filtered(*(part[rows] for part in parts))
+
+
+def filter_images(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Filtered:
+    """Read and filter the images ``index`` [n] of a stack in the model's band."""
+    band = model.band
+    kind = {"dtype": model.noise.sigma2.dtype, "device": model.noise.sigma2.device}
+    batch = stack.batch(index, band, **kind)
+    scale, spread = model.contrast(batch.index)
+    sigma2 = model.noise(batch.group) * spread[:, None] ** 2
+    ctf = batch.ctf * scale[:, None]
+    weighted = ctf / sigma2[:, band.shell.to(sigma2.device)]
+    power = batch.power.to(sigma2.device, torch.float64)
+    noise_only = _noise_only(power, sigma2.double(), band)
+    power = power / spread[:, None].double() ** 2
+    return Filtered(
+        batch.index, batch.group, batch.image * weighted, ctf * weighted, noise_only, power
+    )
+
+
+def _noise_only(power: Tensor, sigma2: Tensor, band: Band) -> Tensor:
+    counts = full_band(band.box).numbers_per_shell().to(sigma2)
+    return -(power / sigma2 + counts * torch.log(2 * pi * sigma2)).sum(-1) / 2

@@ -1,0 +1,179 @@
+"""Closed-form updates: the volume by conjugate gradients, noise, prior power, shift width, contrast."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
+
+from cryoprob.checks import require
+from cryoprob.fourier.bands import full_band
+from cryoprob.fourier.normal import NormalEquations
+from cryoprob.fourier.shells import shell_mean, spread
+from cryoprob.fourier.transforms import fft3, ifft3
+from cryoprob.inference.statistics import Statistics
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.types import Maps
+
+__all__ = ["Solution", "posterior_sample", "solve_volume", "update_contrast", "update_noise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The new map and what the solver knows about it.
+
+    Attributes
+    ----------
+    volume
+        [D, D, D].
+    weight
+        Diagonal approximation of the data's precision per Fourier voxel, [D, D, D].
+    iterations
+        Conjugate-gradient steps taken (0 for the diagonal update).
+    """
+
+    volume: Maps
+    weight: Tensor
+    iterations: int
+
+
+def solve_volume(
+    equations: NormalEquations,
+    tau2: Tensor,
+    start: Maps,
+    *,
+    exact: bool = True,
+    tolerance: float = 1e-4,
+    max_iterations: int = 100,
+) -> Solution:
+    """Maximize ``-1/2 V^T A V + b^T V + log p(V)`` over maps.
+
+    Parameters
+    ----------
+    equations
+        ``A`` and ``b`` of the E-step.
+    tau2
+        Prior variance per shell, [S].
+    start
+        First guess, [D, D, D].
+    exact
+        Conjugate gradients preconditioned by the diagonal; False takes the diagonal alone, which is
+        RELION's update and not the maximizer when slices interpolate.
+    tolerance
+        Stop when the preconditioned residual fell to this part of the right-hand side's.
+    max_iterations
+        Stop at the latest after so many steps.
+    """
+    weight = fourier_weight(equations)
+    prior = 1 / spread(tau2, start.shape[-1])
+    right = equations.right_side()
+    if not exact:
+        return Solution(_scaled(right, 1 / (weight + prior)), weight, 0)
+
+    def precision(volume: Maps) -> Maps:
+        return equations.apply(volume) + _scaled(volume, prior)
+
+    inverse = 1 / (weight + prior)
+    found, steps = _conjugate_gradients(
+        precision, right, start, inverse, tolerance, max_iterations
+    )
+    return Solution(found, weight, steps)
+
+
+def posterior_sample(
+    equations: NormalEquations, tau2: Tensor, solution: Solution, generator: torch.Generator
+) -> Maps:
+    """An approximate posterior draw of the map at the E-step's weights, [D, D, D].
+
+    Noise is drawn with the diagonal precision in Fourier space (SYSTEMS: the mean-field posterior whose
+    precision is the weights plus the prior's).
+    """
+    volume = solution.volume
+    white = torch.randn(volume.shape, generator=generator, dtype=torch.float64).to(volume)
+    prior = 1 / spread(tau2, volume.shape[-1])
+    return volume + _scaled(white, (1 / (solution.weight + prior)).sqrt())
+
+
+def fourier_weight(equations: NormalEquations) -> Tensor:
+    """Diagonal approximation of ``A`` in the unitary Fourier basis of the map, [D, D, D].
+
+    A mode of the map spreads over the neighbors of its point in the padded grid; its precision is the
+    mean of the row sums there, times the energy of the transform.
+    """
+    slicer = equations.slicer
+    box, pad, reach = slicer.band.box, slicer.pad, slicer.reach
+    half = equations.diagonal()
+    full = half.new_zeros(2 * reach + 1, 2 * reach + 1, 2 * reach + 1)
+    full[..., reach:] += half
+    full += full.flip(0, 1, 2)
+    mean = avg_pool3d(full[None, None], 3, stride=1, padding=1)[0, 0]
+    radius = slicer.band.radius
+    at = reach + pad * torch.arange(-radius, radius + 1, device=full.device)
+    weight = full.new_zeros(box, box, box)
+    inside = slice(box // 2 - radius, box // 2 + radius + 1)
+    weight[inside, inside, inside] = mean[at][:, at][:, :, at]
+    return weight * (pad**3 * box / 2)
+
+
+def update_noise(model: ParticleModel, statistics: Statistics, rate: float = 1.0) -> None:
+    """Noise spectra from the expected residual; ``rate`` moves only part of the way (geometric)."""
+    band = full_band(model.band.box)
+    numbers = band.numbers_per_shell().to(statistics.residual)
+    seen = statistics.counts > 0
+    found = statistics.residual / (statistics.counts[:, None].clamp(min=1) * numbers)
+    require(
+        bool(torch.isfinite(found[seen]).all()),
+        "noise spectrum",
+        expected="a finite residual",
+        got="NaN or infinity",
+        remedy="Look for images of extreme values with `cryoprob info`.",
+    )
+    sigma2 = model.noise.sigma2
+    found = found.to(sigma2).clamp(min=1e-6 * sigma2.mean())
+    mixed = torch.exp((1 - rate) * sigma2.log() + rate * found.log())
+    sigma2[seen] = mixed[seen]
+
+
+def update_contrast(model: ParticleModel, statistics: Statistics) -> None:
+    """Amplitude and noise factors per image from its posterior means, each with median 1."""
+    contrast, summary = model.contrast, statistics.summary
+    seen = torch.isfinite(summary.log_evidence)
+    ratio = summary.cross[seen] / summary.energy[seen].clamp(min=1e-12)
+    contrast.scale[seen] *= (ratio / ratio.median().clamp(min=1e-3)).clamp(0.5, 2.0)
+    contrast.scale[seen] /= contrast.scale[seen].median()
+
+
+def power(volume: Maps) -> Tensor:
+    """Mean of |V_k|^2 per shell, [S]."""
+    return shell_mean(fft3(volume).abs() ** 2)
+
+
+def _scaled(volume: Maps, gain: Tensor) -> Maps:
+    return ifft3(fft3(volume) * gain).real
+
+
+def _conjugate_gradients(
+    apply: object,
+    right: Maps,
+    start: Maps,
+    inverse: Tensor,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Maps, int]:
+    """Solve ``apply(x) = right`` from ``start``, preconditioned by ``inverse`` in Fourier space."""
+    found = start.clone()
+    residual = right - apply(found)  # type: ignore[operator]
+    goal = tolerance * tolerance * (right * _scaled(right, inverse)).sum()
+    search = filtered = _scaled(residual, inverse)
+    height = (residual * filtered).sum()
+    steps = 0
+    while steps < max_iterations and height > goal:
+        curved = apply(search)  # type: ignore[operator]
+        step = height / (search * curved).sum()
+        found += step * search
+        residual -= step * curved
+        filtered = _scaled(residual, inverse)
+        new_height = (residual * filtered).sum()
+        search = filtered + (new_height / height) * search
+        height, steps = new_height, steps + 1
+    return found, steps

@@ -1,0 +1,236 @@
+"""Posteriors on a fine grid, looked at only where a coarser grid left mass (RELION's oversampling).
+
+Every region of orientation space is visited once: all images that still hold it possible are scored
+against its slices by one matrix product, and their M-step sums are inserted together, whatever the
+number of images. Scheres 2012, J. Struct. Biol. 180, 519, sec. 2.5.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import roma
+import torch
+from torch import Tensor
+
+from cryoprob.inference.candidates import Candidates, smallest_set
+from cryoprob.inference.dense import within
+from cryoprob.inference.filtered import Filtered
+from cryoprob.inference.regions import Level, Region, regions
+from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
+from cryoprob.models.image_likelihood import shift_phase
+from cryoprob.models.particle_model import ParticleModel
+
+__all__ = ["PrunedPass"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    """Log joint [n, T, C] of some images (``rows`` of the chunk) against one region."""
+
+    rows: Tensor
+    shift: Tensor
+    filtered: Tensor
+    transfer: Tensor
+    energy: Tensor
+    logits: Tensor
+
+
+class PrunedPass:
+    """One level of the search for a chunk of images.
+
+    Parameters
+    ----------
+    model
+        Its volume, band, noise and pixel size score the poses.
+    volume
+        Value of the ``volume`` site.
+    level
+        The fine grid and its band.
+    images
+        The chunk: n filtered images.
+    candidates
+        What the coarser level kept of them.
+    block_bytes
+        Size of one block of scores.
+    """
+
+    def __init__(
+        self,
+        model: ParticleModel,
+        volume: Tensor,
+        level: Level,
+        images: Filtered,
+        candidates: Candidates,
+        block_bytes: int,
+    ) -> None:
+        self.model, self.volume, self.level = model, volume, level
+        self.images, self.candidates, self.block_bytes = images, candidates, block_bytes
+        self.slicer = model.volume.slicer_at(level.radius)
+        self.shift = candidates.child_shifts()
+        self.points = _padded(level.shift.points(), 0)
+        self.log_shift = _padded(level.shift.log_mass(), -torch.inf)
+        self.log_rotation = float(level.rotation.log_mass)
+        phase = shift_phase(self.slicer.band, self.points, model.pixel_size)
+        self.phase = phase.conj().resolve_conj()
+        self.log_sum = torch.full_like(images.noise_only, -torch.inf)
+        self.peak = self.log_sum.clone()
+        self.best = torch.zeros_like(images.index)
+
+    def scan(self, keep: float | None) -> Candidates | None:
+        """Sum out the poses; with ``keep``, return the smallest sets that hold this mass."""
+        marginals: list[tuple[Tensor, Tensor, Tensor]] = []
+        by_shift = self.log_sum.new_full(self.shift.shape, -torch.inf)
+        for region in self._regions():
+            for scores in self._scores(region):
+                top = scores.logits.amax((1, 2))
+                weights = scores.logits.sub_(top[:, None, None]).exp_()
+                by_rotation = weights.sum(1).log_().add_(top[:, None])
+                self._note(scores.rows, region.cells, by_rotation)
+                if keep is not None:
+                    marginals.append((scores.rows, region.cells, by_rotation))
+                    shifts = weights.sum(2).double().log_().add_(top[:, None])
+                    width = (scores.rows, slice(0, shifts.shape[1]))
+                    by_shift[width] = torch.logaddexp(by_shift[width], shifts)
+        return None if keep is None else self._select(marginals, by_shift, keep)
+
+    def collect(self, statistics: Statistics) -> None:
+        """Add the M-step sums and write the images' summaries; :meth:`scan` comes first."""
+        moments = _Moments(self)
+        for region in self._regions():
+            groups = self.images.group[region.rows]
+            for group in groups.unique():
+                part = replace(region, rows=region.rows[groups == group])
+                numerator = torch.zeros_like(part.slices)
+                weight = torch.zeros_like(part.energy)
+                for scores in self._scores(part):
+                    self._weigh(scores, part, numerator, weight, moments)
+                inserted = (numerator, weight, part.slices, part.rotations, self.slicer.band)
+                sigma2 = self.model.noise.sigma2[group]
+                statistics.add_slices(int(group), *inserted, sigma2)
+        statistics.shift_power += moments.shift_power
+        statistics.summary.put(self.images.index, moments.summary())
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """Log p(image | volume) over the poses looked at, [n] (float64); after :meth:`scan`."""
+        return self.images.noise_only + self.log_sum
+
+    def _regions(self) -> Iterator[Region]:
+        return regions(self.level, self.candidates, self.slicer, self.volume)
+
+    def _scores(self, region: Region) -> Iterator[_Scores]:
+        """Score a region in blocks of images of like numbers of shifts."""
+        counts = (self.shift[region.rows] >= 0).sum(1)
+        counts, order = counts.sort(descending=True, stable=True)
+        rows, start = region.rows[order], 0
+        while start < len(rows):
+            width = int(counts[start])
+            size = max(1, self.block_bytes // (4 * width * len(region.cells)))
+            yield self._score(rows[start : start + size], width, region)
+            start += size
+
+    def _score(self, rows: Tensor, width: int, region: Region) -> _Scores:
+        shift, inside = self.shift[rows, :width], len(self.slicer.band)
+        image = self.images.image[rows, None, :inside]
+        filtered = reals(image * self.phase[shift]).flatten(0, 1)
+        transfer = self.images.transfer[rows, :inside]
+        energy = transfer @ region.energy.T
+        logits = (filtered @ reals(region.slices).T).reshape(len(rows), width, -1)
+        logits -= (energy - self.log_rotation)[:, None]
+        logits += self.log_shift[shift][..., None]
+        return _Scores(rows, shift, filtered, transfer, energy, logits)
+
+    def _weigh(
+        self, scores: _Scores, region: Region, numerator: Tensor, weight: Tensor, to: "_Moments"
+    ) -> None:
+        """Turn scores into posterior weights and add them to the sums of a region."""
+        log_sum = self.log_sum[scores.rows].to(weight)
+        logits = scores.logits
+        weights = (logits - log_sum[:, None, None]).exp_()
+        reals(numerator).addmm_(weights.flatten(0, 1).T, scores.filtered)
+        by_rotation = weights.sum(1)
+        weight.addmm_(by_rotation.T, scores.transfer)
+        safe = torch.where(weights > 0, logits, 0)
+        to.add(scores, region, by_rotation, weights.sum(2), (weights * safe).sum((1, 2)))
+
+    def _note(self, rows: Tensor, cells: Tensor, by_rotation: Tensor) -> None:
+        """Remember the sum over poses and the best rotation of each image."""
+        log_mass = by_rotation.double().logsumexp(1)
+        self.log_sum[rows] = torch.logaddexp(self.log_sum[rows], log_mass)
+        peak, place = by_rotation.double().max(1)
+        better = peak > self.peak[rows]
+        self.peak[rows] = torch.where(better, peak, self.peak[rows])
+        self.best[rows] = torch.where(better, cells[place], self.best[rows])
+
+    def _select(
+        self, marginals: list[tuple[Tensor, Tensor, Tensor]], by_shift: Tensor, keep: float
+    ) -> Candidates:
+        share = 1 - (1 - keep) / 2
+        row = torch.cat([r[:, None].expand_as(m).flatten() for r, _, m in marginals])
+        cell = torch.cat([c.expand_as(m).flatten() for _, c, m in marginals])
+        value = torch.cat([m.flatten() for _, _, m in marginals]).double()
+        weight = (value - self.log_sum[row]).exp()
+        kept = _smallest_sets(row, weight, len(self.images), share)
+        shift_mass = (by_shift - self.log_sum[:, None]).exp()
+        return Candidates.of(row[kept], cell[kept], shift_mass, self.shift, share)
+
+
+class _Moments:
+    """Posterior means per image, gathered region by region."""
+
+    def __init__(self, owner: PrunedPass) -> None:
+        self.owner = owner
+        like = owner.images.transfer[:, 0]
+        self.turn = like.new_zeros(len(like), 9)
+        self.shift = like.new_zeros(len(like), 2)
+        self.logit, self.energy, self.log_shift = (torch.zeros_like(like) for _ in range(3))
+        self.shift_power = torch.zeros((), dtype=torch.float64, device=like.device)
+        self.modes = owner.level.rotation.matrices(owner.best)
+
+    def add(
+        self, scores: _Scores, region: Region, by_rotation: Tensor, by_shift: Tensor, logit: Tensor
+    ) -> None:
+        """Add one block of weights, summed over shifts [n, C] and over rotations [n, T]."""
+        rows, owner = scores.rows, self.owner
+        spacing = owner.level.rotation.grid.spacing_deg
+        near = within(region.rotations, self.modes[rows], 2.5 * spacing)
+        self.turn[rows] += (by_rotation * near) @ region.rotations.flatten(1)
+        points, log_shift = owner.points[scores.shift], owner.log_shift[scores.shift]
+        self.shift[rows] += (by_shift[..., None] * points).sum(1)
+        self.logit[rows] += logit
+        self.log_shift[rows] += torch.where(by_shift > 0, by_shift * log_shift, 0).sum(1)
+        self.energy[rows] += 2 * torch.linalg.vecdot(by_rotation, scores.energy)
+        self.shift_power += (by_shift * (points**2).sum(-1)).double().sum()
+
+    def summary(self) -> PosteriorSummary:
+        """The chunk's posterior in a few numbers per image."""
+        owner = self.owner
+        prior = self.log_shift + owner.log_rotation
+        return PosteriorSummary(
+            log_evidence=owner.log_evidence,
+            rotation=roma.special_procrustes(self.turn.reshape(-1, 3, 3)),
+            shift=self.shift,
+            probability=(owner.peak - owner.log_sum).exp(),
+            entropy=(owner.log_sum - self.logit).clamp(min=0),
+            cross=self.logit - prior + self.energy / 2,
+            energy=self.energy,
+        )
+
+
+def _padded(values: Tensor, fill: float) -> Tensor:
+    """Values with one more entry at the end, which index -1 finds."""
+    return torch.cat([values, torch.full_like(values[:1], fill)])
+
+
+def _smallest_sets(row: Tensor, weight: Tensor, count: int, mass: float) -> Tensor:
+    """Mask [K] of each row's smallest set of pairs that holds ``mass`` of its weight."""
+    order = torch.argsort(weight, descending=True, stable=True)
+    order = order[torch.argsort(row[order], stable=True)]
+    sizes = torch.bincount(row, minlength=count)
+    start = torch.cumsum(sizes, 0) - sizes
+    place = torch.arange(len(row), device=row.device) - start[row[order]]
+    table = weight.new_zeros(count, int(sizes.max()))
+    table[row[order], place] = weight[order]
+    kept = torch.zeros_like(row, dtype=torch.bool)
+    kept[order] = smallest_set(table, mass)[row[order], place]
+    return kept

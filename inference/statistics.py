@@ -1,0 +1,106 @@
+"""What the E-step hands to the M-step: sums over images, and each image's posterior in a few numbers."""
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from cryoprob.fourier.bands import Band
+from cryoprob.fourier.normal import Insertion
+
+__all__ = ["PosteriorSummary", "Statistics", "reals"]
+
+
+def reals(coefficients: Tensor) -> Tensor:
+    """Complex [*, m] as reals [*, 2m], without a copy where possible."""
+    return torch.view_as_real(coefficients.resolve_conj()).flatten(-2)
+
+
+@dataclass(eq=False)
+class PosteriorSummary:
+    """The posterior of each of N images.
+
+    Attributes
+    ----------
+    log_evidence
+        Log p(image | volume) in nats over all pixels, poses summed out, [N] (float64).
+    rotation, shift
+        Mean around the posterior mode [N, 3, 3], and mean shift (Angstrom) [N, 2].
+    probability
+        Largest posterior mass of one rotation cell, [N].
+    entropy
+        Of the pose posterior, nats, [N].
+    cross, energy
+        Posterior means of <filtered image, pose> and of the pose's whitened energy, [N].
+    """
+
+    log_evidence: Tensor
+    rotation: Tensor
+    shift: Tensor
+    probability: Tensor
+    entropy: Tensor
+    cross: Tensor
+    energy: Tensor
+
+    @classmethod
+    def empty(cls, count: int, dtype: torch.dtype, device: torch.device) -> "PosteriorSummary":
+        """Room for ``count`` images."""
+        kind = {"dtype": dtype, "device": device}
+        evidence = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
+        rotation = torch.zeros(count, 3, 3, **kind)
+        shift = torch.zeros(count, 2, **kind)
+        return cls(evidence, rotation, shift, *(torch.zeros(count, **kind) for _ in range(4)))
+
+    def put(self, rows: Tensor, part: "PosteriorSummary") -> None:
+        """Write the summary of some images in place."""
+        for item in fields(self):
+            target = getattr(self, item.name)
+            target[rows] = getattr(part, item.name).to(target)
+
+
+@dataclass(eq=False)
+class Statistics:
+    """Sufficient statistics of the M-step.
+
+    Attributes
+    ----------
+    insertion
+        Numerators and weights of the volume's normal equations.
+    summary
+        Posterior of every image.
+    residual
+        Expected residual power per optics group and shell, [G, S] (float64).
+    counts
+        Images per group, [G] (float64).
+    shift_power
+        Sum over images of the posterior mean of |shift|^2, Angstrom^2.
+    """
+
+    insertion: Insertion
+    summary: PosteriorSummary
+    residual: Tensor
+    counts: Tensor
+    shift_power: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add_power(self, group: Tensor, power: Tensor) -> None:
+        """Count images [n] of optics groups ``group`` and their power per shell [n, S]."""
+        self.residual.index_add_(0, group, power)
+        self.counts.index_add_(0, group, torch.ones_like(power[:, 0]))
+
+    def add_slices(
+        self,
+        group: int,
+        numerator: Tensor,
+        weight: Tensor,
+        slices: Tensor,
+        rotations: Tensor,
+        band: Band,
+        sigma2: Tensor,
+    ) -> None:
+        """Insert posterior sums of one optics group: numerators and weights [Q, m] of slices [Q, m]."""
+        self.insertion.add(numerator, weight, rotations)
+        cross = (reals(numerator) * reals(slices)).unflatten(-1, (-1, 2)).sum((0, -1))
+        energy = (weight * slices.abs() ** 2).sum(0)
+        shell = band.shell.to(energy.device)
+        change = (energy - 2 * cross).double() * sigma2[shell].double()
+        self.residual[group].index_add_(0, shell, change)

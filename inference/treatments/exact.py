@@ -1,0 +1,38 @@
+"""The exact posterior on a grid: leave the site to enumeration, and say how to stream and prune."""
+
+from cryoprob.checks import require
+from cryoprob.inference.treatments.base import Treatment
+from cryoprob.particles import Batch
+
+__all__ = ["Exact"]
+
+
+class Exact(Treatment):
+    """q = p(pose | image) on the prior's grid.
+
+    Parameters
+    ----------
+    mass
+        Posterior mass kept at each coarser level of a coarse-to-fine search; None searches everything.
+    coarse_order
+        Order of the coarsest rotation grid, searched completely (used with ``mass``).
+    block_bytes
+        Memory of one block of scores; results do not depend on it.
+
+    Raises
+    ------
+    InputError
+        If ``mass`` is not in (0, 1].
+    """
+
+    enumerates = True
+
+    def __init__(
+        self, mass: float | None = None, *, coarse_order: int = 2, block_bytes: int = 2**25
+    ) -> None:
+        super().__init__()
+        require(mass is None or 0 < mass <= 1, "mass", expected="in (0, 1]", got=str(mass))
+        self.mass, self.coarse_order, self.block_bytes = mass, coarse_order, block_bytes
+
+    def forward(self, site: str, batch: Batch) -> None:
+        """Nothing: the model's own site is enumerated."""

@@ -1,0 +1,33 @@
+"""Per-image amplitude and noise factors, held as known numbers until they get sites of their own."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Contrast"]
+
+
+class Contrast(nn.Module):
+    """Amplitude ``scale`` and noise factor ``spread`` of every image; ones when not estimated.
+
+    The image is ``scale * CTF . shift . slice + spread * noise``.
+    """
+
+    scale: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        total: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(total, dtype=dtype, device=device))
+        self.register_buffer("spread", torch.ones(total, dtype=dtype, device=device))
+
+    def forward(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Amplitude and noise factor of images ``index``, each [n]."""
+        if not len(self.scale):
+            ones = self.scale.new_ones(len(index))
+            return ones, ones
+        return self.scale[index], self.spread[index]

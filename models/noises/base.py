@@ -1,0 +1,15 @@
+"""What a noise model is: a spectrum for every image."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+__all__ = ["Noise"]
+
+
+class Noise(nn.Module, ABC):
+    """Gaussian noise of the images, independent in Fourier space."""
+
+    @abstractmethod
+    def forward(self, group: Tensor) -> Tensor:
+        """Variance per shell, [N, S], of images of optics groups [N]."""

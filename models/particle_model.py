@@ -1,0 +1,78 @@
+"""The one generative model of single-particle cryo-EM."""
+
+import pyro
+from torch import Tensor, nn
+
+from cryoprob.fourier.bands import Band
+from cryoprob.models import sites
+from cryoprob.models.contrast import Contrast
+from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
+from cryoprob.models.noises.base import Noise
+from cryoprob.models.poses.base import PosePrior
+from cryoprob.models.volumes.base import Volume
+from cryoprob.particles import Batch
+
+__all__ = ["ParticleModel"]
+
+
+class ParticleModel(nn.Module):
+    """``image = CTF . shift . slice(rotation, volume) + noise``, an ordinary Pyro model.
+
+    Parameters
+    ----------
+    volume
+        Prior and slices of the map (:mod:`cryoprob.models.volumes`).
+    rotation, shift
+        Pose priors (:mod:`cryoprob.models.poses`); a prior on a grid is enumerated in parallel.
+    noise
+        Noise spectrum of each optics group (:mod:`cryoprob.models.noises`).
+    pixel_size
+        Angstrom per pixel.
+    contrast
+        Amplitude and noise factors per image (default: ones).
+
+    Notes
+    -----
+    Sites: ``volume`` [D, D, D], ``rotation`` [3, 3], ``shift`` [2] (Angstrom), ``image`` [M] (packed
+    half-plane coefficients, see :class:`cryoprob.fourier.bands.Band`). papers: Donnat 2022, eq. 1-3.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        rotation: PosePrior,
+        shift: PosePrior,
+        noise: Noise,
+        pixel_size: float,
+        contrast: Contrast | None = None,
+    ) -> None:
+        super().__init__()
+        self.volume, self.rotation, self.shift, self.noise = volume, rotation, shift, noise
+        self.pixel_size = pixel_size
+        self.contrast = Contrast() if contrast is None else contrast
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sample (or score) the latent sites and the images of a batch; returns the images, [N, M]."""
+        volume = pyro.sample(sites.VOLUME, self.volume.prior())
+        with sites.particles(batch):
+            rotation = pyro.sample(sites.ROTATION, self.rotation.prior(), infer=self.rotation.infer)
+            shift = pyro.sample(sites.SHIFT, self.shift.prior(), infer=self.shift.infer)
+            observed = self.likelihood(volume, rotation, shift, batch)
+            image: Tensor = pyro.sample(sites.IMAGE, observed, obs=batch.image)
+        return image
+
+    def likelihood(
+        self, volume: Tensor, rotation: Tensor, shift: Tensor, batch: Batch
+    ) -> ImageLikelihood:
+        """Distribution of the images given every latent site."""
+        slices = self.volume.slices(volume, rotation)
+        phase = shift_phase(self.band, shift, self.pixel_size)
+        scale, spread = self.contrast(batch.index)
+        ctf = batch.ctf[:, : len(self.band)] * scale[:, None]
+        sigma2 = self.noise(batch.group) * spread[:, None] ** 2
+        return ImageLikelihood(slices, phase, ctf, sigma2, batch.band)
+
+    @property
+    def band(self) -> Band:
+        """The band in which the volume explains the images; beyond it they are noise only."""
+        return self.volume.band

@@ -1,0 +1,112 @@
+"""A map on a voxel grid with a radial Gaussian prior in Fourier space, sliced in a padded grid."""
+
+from math import pi
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from cryoprob.checks import require
+from cryoprob.fourier.bands import Band, full_band
+from cryoprob.fourier.shells import shell_counts, shell_sum, spread
+from cryoprob.fourier.slices import Slicer
+from cryoprob.fourier.transforms import fft3, ifft3
+from cryoprob.models.volumes.base import Volume
+from cryoprob.types import Coefficients, Maps, Rotations
+
+__all__ = ["FourierVoxels", "SpectralGaussian"]
+
+
+class SpectralGaussian(TorchDistribution):
+    """Gaussian maps [D, D, D], independent in Fourier space, of variance ``tau2`` [S] per shell.
+
+    ``tau2`` is the mean of |V_k|^2 of the unitary transform; the density is that of the D^3 voxels.
+    Scheres 2012 (RELION), eq. 6, with the variance of the whole coefficient.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.independent(constraints.real, 3)
+
+    def __init__(self, tau2: Tensor, box: int) -> None:
+        self.tau2, self.box = tau2, box
+        super().__init__(torch.Size(), torch.Size([box] * 3), validate_args=False)
+
+    def expand(
+        self, batch_shape: torch.Size, _instance: "SpectralGaussian | None" = None
+    ) -> "SpectralGaussian":
+        """Only the empty batch is meant: one map explains every image."""
+        assert not batch_shape
+        return self
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Maps:
+        """Draw maps, [*sample, D, D, D]."""
+        shape = (*sample_shape, *self.event_shape)
+        white = torch.randn(shape, dtype=self.tau2.dtype, device=self.tau2.device)
+        return ifft3(fft3(white) * spread(self.tau2, self.box).sqrt()).real
+
+    def log_prob(self, value: Maps) -> Tensor:
+        """Log density in nats of maps [*, D, D, D]."""
+        power = shell_sum(fft3(value).abs() ** 2)
+        counts = shell_counts(self.box).to(self.tau2)
+        return -(power / self.tau2 + counts * torch.log(2 * pi * self.tau2)).sum(-1) / 2
+
+
+class FourierVoxels(Volume):
+    """A voxel map; its coefficients are the D^3 voxels themselves.
+
+    Parameters
+    ----------
+    box
+        Voxels along a side, even.
+    tau2
+        Prior variance of a unitary Fourier coefficient per shell, [S] or a number.
+    radius
+        Largest shell that explains the images; default and maximum ``box // 2 - 1``.
+    interpolation
+        ``"linear"`` or ``"nearest"``.
+    """
+
+    linear_in_coefficients = True
+    tau2: Tensor
+
+    def __init__(
+        self,
+        box: int,
+        tau2: Tensor | float = 1.0,
+        *,
+        radius: int | None = None,
+        interpolation: str = "linear",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        shells = box // 2 + 2
+        tau2 = torch.as_tensor(tau2, dtype=dtype, device=device).expand(shells).clone()
+        require(bool((tau2 > 0).all()), "tau2", expected="positive variances", got=str(tau2))
+        self.register_buffer("tau2", tau2)
+        self.box, self.interpolation = box, interpolation
+        self.set_band(box // 2 - 1 if radius is None else radius)
+
+    def set_band(self, radius: int) -> None:
+        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
+        self.band: Band = full_band(self.box).prefix(radius)
+        self.slicer = self.slicer_at(radius)
+
+    def slicer_at(self, radius: int) -> Slicer:
+        """The slice operator of a (smaller) band."""
+        band = full_band(self.box).prefix(radius)
+        kind = {"dtype": self.tau2.dtype, "device": self.tau2.device}
+        return Slicer(band, self.interpolation, **kind)
+
+    def prior(self) -> SpectralGaussian:
+        """Radial Gaussian prior."""
+        return SpectralGaussian(self.tau2, self.box)
+
+    def slices(self, coefficients: Maps, rotation: Rotations) -> Coefficients:
+        """Central slices [*, m] of the map."""
+        return self.slicer.slices(coefficients, rotation)
+
+    def density(self, coefficients: Maps) -> Maps:
+        """The map itself."""
+        return coefficients
