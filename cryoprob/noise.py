@@ -1,4 +1,4 @@
-"""The noise of an image, as distributions of all its real pixels: white, or one variance per shell."""
+"""The noise of an image as a distribution of all its real pixels: white, or shell by shell."""
 
 from math import log, pi
 from typing import Any
@@ -13,11 +13,14 @@ from cryoprob.types import Images
 
 __all__ = ["RadialNoise", "WhiteNoise", "shell_power"]
 
+_ONE = torch.Size()
+
 
 def shell_power(images: Images) -> Tensor:
-    """Sum of squares of the independent numbers of every shell, [*, S] float64, of images [*, D, D].
+    """Sum of squares of the independent numbers of each shell, [*, S] float64.
 
-    ``S = D // 2 + 2`` (corners lumped in the last); the shells add up to the sum of squared pixels.
+    For images [*, D, D]; ``S = D // 2 + 2``, corners lumped in the last. The shells add up to the
+    sum of squared pixels.
     """
     band = full_band(images.shape[-1])
     values = torch.view_as_real(band.pack(images)).double().square().sum(-1)
@@ -28,7 +31,7 @@ def shell_power(images: Images) -> Tensor:
 class _ImageNoise(Distribution):
     """What the two noises share: a real, zero-mean image ``[D, D]`` as the event."""
 
-    support = constraints.independent(constraints.real, 2)
+    support = constraints.independent(constraints.real, 2)  # type: ignore[no-untyped-call]
     has_rsample = True
     sigma2: Tensor
     box: int
@@ -39,23 +42,21 @@ class _ImageNoise(Distribution):
         return self.sigma2.new_zeros(()).expand(self._extended_shape())
 
     def power(self, images: Images) -> Tensor:
-        """:func:`shell_power` of images, [*, S]; its mean is the number of numbers times sigma2."""
+        """:func:`shell_power` of images, [*, S]; its mean is sigma2 times the count of numbers."""
         return shell_power(images)
 
-    def sample(
-        self, sample_shape: Any = torch.Size(), generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, sample_shape: Any = _ONE, generator: torch.Generator | None = None) -> Tensor:
         """Images ``[*sample_shape, *batch, D, D]``; see ``rsample``."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator)
 
     def rsample(
-        self, sample_shape: Any = torch.Size(), generator: torch.Generator | None = None
+        self, sample_shape: Any = _ONE, generator: torch.Generator | None = None
     ) -> Tensor:
         """Images ``[*sample_shape, *batch, D, D]``, differentiable in ``sigma2``.
 
-        ``generator`` makes them repeatable; without one, torch's own random state is used, as in every
-        torch distribution.
+        ``generator`` makes them repeatable; without one, torch's own random state is used, as in
+        every torch distribution.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         kind = {"dtype": self.sigma2.dtype, "device": self.sigma2.device}
@@ -78,8 +79,8 @@ class _ImageNoise(Distribution):
         raise NotImplementedError
 
     def _copy(self, instance: Distribution | None, batch: Any, tail: list[int]) -> Any:
-        """The bookkeeping of ``expand``: sigma2 broadcast to ``[*batch, *tail]``, nothing checked."""
-        new = self._get_checked_instance(type(self), instance)
+        """The bookkeeping of ``expand``: sigma2 broadcast to ``[*batch, *tail]``."""
+        new = self._get_checked_instance(type(self), instance)  # type: ignore[no-untyped-call]
         new.box, new.sigma2 = self.box, self.sigma2.expand([*batch, *tail])
         Distribution.__init__(new, torch.Size(batch), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -133,7 +134,7 @@ class RadialNoise(_ImageNoise):
     Parameters
     ----------
     sigma2
-        Variance per shell, positive, [*, S] with ``S = box // 2 + 2`` (corners lumped in the last).
+        Variance per shell, positive, [*, S]; ``S = box // 2 + 2`` (corners lumped in the last).
     box
         Pixels along a side, even.
 
@@ -143,7 +144,9 @@ class RadialNoise(_ImageNoise):
         If the box is odd or ``sigma2`` has another number of shells.
     """
 
-    arg_constraints = {"sigma2": constraints.independent(constraints.positive, 1)}
+    arg_constraints = {
+        "sigma2": constraints.independent(constraints.positive, 1)  # type: ignore[no-untyped-call]
+    }
 
     def __init__(self, sigma2: Tensor, box: int, validate_args: bool | None = None) -> None:
         shells = full_band(box).n_shells

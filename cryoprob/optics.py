@@ -30,8 +30,8 @@ _RANGES: dict[str, tuple[float, float, str, str]] = {
 class Optics:
     """What the CTF of each of N particles depends on; every field is a tensor of one shape [*, N].
 
-    Numbers are accepted and broadcast; all fields take the floating type and device of ``defocus_u``
-    (float64 if it is a plain number).
+    Numbers are accepted and broadcast; all fields take the floating type and device of
+    ``defocus_u`` (float64 if it is a plain number).
 
     Attributes
     ----------
@@ -66,7 +66,8 @@ class Optics:
     def __post_init__(self) -> None:
         first = _as_float(self.defocus_u)
         given = [torch.as_tensor(getattr(self, f.name)) for f in fields(self)]
-        values = torch.broadcast_tensors(*(v.to(first.device, first.dtype) for v in given))
+        alike = (v.to(first.device, first.dtype) for v in given)
+        values = torch.broadcast_tensors(*alike)  # type: ignore[no-untyped-call]
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -99,14 +100,15 @@ def ctf(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The CTF [*, N, M] at frequencies (kx, ky) [M] in cycles per box; differentiable in the optics.
+    """The CTF [*, N, M] at frequencies (kx, ky) [M], differentiable in the optics.
 
     ``scale exp(-B s^2/4) (sqrt(1-w^2) sin chi + w cos chi)`` with
     ``chi = pi lambda d s^2 - pi/2 Cs lambda^3 s^4 + phase``, where ``d`` is the defocus along the
     direction of the frequency: RELION's sign, positive at zero frequency (Rohou & Grigorieff 2015,
-    eq. 2-5, with the opposite sign). Written as one sine, ``sin(chi + asin w)``, whose phase is a sum of
-    five products (the astigmatic term is a quadratic form of the frequency); the phase is summed in
-    float64 and whole turns are dropped, so the result is right to the rounding of its own type.
+    eq. 2-5, with the opposite sign). Written as one sine, ``sin(chi + asin w)``, whose phase is a
+    sum of five products (the astigmatic term is a quadratic form of the frequency); the phase is
+    summed in float64 and whole turns are dropped, so that the result is right to the rounding of
+    its own type.
 
     Parameters
     ----------
@@ -133,7 +135,10 @@ def ctf(
 def _phase(optics: Optics) -> Tensor:
     """Coefficients [*, N, 5] of chi + asin(w), in turns, on the basis that :func:`ctf` lists."""
     wave = wavelength(optics.voltage)
-    mean, half = (optics.defocus_u + optics.defocus_v) / 2, (optics.defocus_u - optics.defocus_v) / 2
+    mean, half = (
+        (optics.defocus_u + optics.defocus_v) / 2,
+        (optics.defocus_u - optics.defocus_v) / 2,
+    )
     double = 2 * torch.deg2rad(optics.defocus_angle)
     fourth = -optics.spherical_aberration * _MM * wave**3 / 4
     constant = optics.phase_shift / 360 + torch.asin(optics.amplitude_contrast) / (2 * pi)
@@ -152,7 +157,7 @@ def _envelope(optics: Optics, square: Tensor) -> Tensor:
 def _as_float(value: Tensor | float) -> Tensor:
     """A floating tensor; plain numbers and integers become float64."""
     exact = not isinstance(value, Tensor) or not value.is_floating_point()
-    return torch.as_tensor(value, dtype=torch.float64) if exact else value
+    return torch.as_tensor(value, dtype=torch.float64) if exact else torch.as_tensor(value)
 
 
 def check_optics(optics: Optics, where: str) -> None:

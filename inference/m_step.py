@@ -15,7 +15,7 @@ from cryoprob.inference.statistics import Statistics
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps
 
-__all__ = ["Solution", "posterior_sample", "solve_volume", "update_contrast", "update_noise"]
+__all__ = ["Solution", "posterior_sample", "power", "solve_volume", "update_contrast", "update_noise", "update_tau2"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,8 @@ def solve_volume(
     def precision(volume: Maps) -> Maps:
         return equations.apply(volume) + _scaled(volume, prior)
 
-    inverse = 1 / (weight + prior)
+    leak = 0.03 * weight.mean()
+    inverse = 1 / (weight + prior + leak)
     found, steps = _conjugate_gradients(
         precision, right, start, inverse, tolerance, max_iterations
     )
@@ -141,6 +142,21 @@ def update_contrast(model: ParticleModel, statistics: Statistics) -> None:
     ratio = summary.cross[seen] / summary.energy[seen].clamp(min=1e-12)
     contrast.scale[seen] *= (ratio / ratio.median().clamp(min=1e-3)).clamp(0.5, 2.0)
     contrast.scale[seen] /= contrast.scale[seen].median()
+
+
+def update_tau2(model: ParticleModel, solution: Solution) -> None:
+    """Prior power per shell from the map's own, by empirical Bayes (MacKay's fixed point).
+
+    ``tau2 = |V|^2 / gamma`` with gamma the part of a shell's numbers that the data determine; beyond
+    the band the last shell's value goes on. MacKay 1992, Neural Comput. 4, 415, eq. 4.9.
+    """
+    tau2, box = model.volume.tau2, solution.volume.shape[-1]
+    prior = 1 / spread(tau2, box)
+    determined = shell_mean(solution.weight / (solution.weight + prior))
+    found = power(solution.volume) / determined.clamp(min=0.02)
+    last = model.band.radius
+    found[last + 1 :] = found[last]
+    tau2.copy_(found.clamp(min=1e-8 * float(found.max())))
 
 
 def power(volume: Maps) -> Tensor:

@@ -70,7 +70,7 @@ class Band:
         require(fits, "images", expected=f"[..., D, D] with even D >= {self.box}", got=got)
         column, factor = _half_plane(self, size)
         spectrum = torch.fft.rfft2(images, norm="ortho").flatten(-2)
-        values = spectrum.index_select(-1, column.to(images.device)) * factor.to(images)
+        values: Tensor = spectrum.index_select(-1, column.to(images.device)) * factor.to(images)
         values.imag[..., self._own().to(images.device)] = 0
         return values
 
@@ -85,7 +85,8 @@ class Band:
         plane[..., mirror] = values[..., edge.to(column.device)].conj()
         plane[..., column] = values
         plane = plane.unflatten(-1, (self.box, self.box // 2 + 1))
-        return torch.fft.irfft2(plane, s=(self.box, self.box), norm="ortho")
+        images: Images = torch.fft.irfft2(plane, s=(self.box, self.box), norm="ortho")
+        return images
 
     def _own(self) -> Tensor:
         """Places of the self-conjugate frequencies."""
@@ -133,7 +134,7 @@ def _cut(band: Band, radius: int) -> Band:
 
 @lru_cache(maxsize=64)
 def _half_plane(band: Band, size: int) -> tuple[Tensor, Tensor]:
-    """Places of a band's frequencies in a flattened ``rfft2`` of side ``size``, and factors on them.
+    """Places of a band's frequencies in a flattened ``rfft2`` of side ``size``, and their factors.
 
     The factor is the weight times the sign that moves the origin to ``size // 2``; it is 0 at the
     unpaired frequencies of the band's box where that is smaller than ``size``.

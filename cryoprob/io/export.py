@@ -1,8 +1,8 @@
-"""Particle tables written as RELION 3.1 writes them, and tables made for new stacks."""
+"""Particle tables written as RELION 3.1 writes them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,11 +12,12 @@ from cryoprob.checks import InputError, require
 from cryoprob.geometry.rotations import matrix_to_euler
 from cryoprob.io.relion import ANGLES, CTF, ORIGINS
 from cryoprob.io.star import write_star
-from cryoprob.io.tables import HasTable, ParticleTable
-from cryoprob.optics import Optics
 from cryoprob.types import PathType, Rotations, Shifts
 
-__all__ = ["new_table", "write_particles"]
+if TYPE_CHECKING:
+    from cryoprob.io.tables import HasTable, ParticleTable
+
+__all__ = ["as_array", "write_particles"]
 
 _REPLACED = {
     "rlnMagnification",
@@ -31,57 +32,9 @@ _RESERVED = ("rlnImageName", "rlnOpticsGroup")
 Texts = dict[str, Sequence[str]]
 
 
-def new_table(
-    stack: PathType,
-    n: int,
-    pixel_size: float,
-    *,
-    box: int | None = None,
-    optics: Optics | None = None,
-    rotation: Rotations | None = None,
-    shift: Shifts | None = None,
-    group: Tensor | None = None,
-    group_names: Sequence[str] = ("opticsGroup1",),
-) -> ParticleTable:
-    """The table of the ``n`` images of one stack that was just written.
-
-    Parameters
-    ----------
-    stack
-        The file of the images.
-    pixel_size
-        A.
-    optics, rotation, shift, group
-        [n], [n, 3, 3], [n, 2] (A) and [n] (index into ``group_names``); absent if left out.
-    """
-    path, absent = Path(stack), np.full(n, np.nan)
-    ctf = {name: absent for name in CTF}
-    if optics is not None:
-        ctf = {f.name: _array(getattr(optics, f.name), (n,), f.name) for f in fields(optics)}
-    angles, moved = np.full((n, 3), np.nan), np.full((n, 2), np.nan)
-    if rotation is not None:
-        angles = _array(matrix_to_euler(rotation.double()), (n, 3), "rotation")
-    if shift is not None:
-        moved = _array(shift, (n, 2), "shift")
-    return ParticleTable(
-        path=path,
-        folder=path.parent,
-        slice=np.arange(n),
-        stack=np.zeros(n, np.int64),
-        stacks=(path.name,),
-        group=np.zeros(n, np.int64) if group is None else group.cpu().numpy(),
-        group_names=tuple(group_names),
-        pixel_size=np.full(n, float(pixel_size)),
-        ctf=ctf,
-        angles=angles,
-        shift=moved,
-        box=box,
-    )
-
-
 def write_particles(
     path: PathType,
-    particles: ParticleTable | HasTable,
+    particles: "ParticleTable | HasTable",
     rotation: Rotations | None = None,
     shift: Shifts | None = None,
     extra: Mapping[str, ArrayLike | Tensor | Sequence[str]] | None = None,
@@ -107,7 +60,7 @@ def write_particles(
     OutputError
         If the file cannot be written.
     """
-    table = particles if isinstance(particles, ParticleTable) else particles.table
+    table: ParticleTable | None = getattr(particles, "table", particles)  # type: ignore[assignment]
     if table is None:
         remedy = "Write them with write_stack, and make their table with new_table."
         got = "images that were never in one"
@@ -128,7 +81,7 @@ def write_particles(
     write_star(path, {"optics": optics, "particles": columns})
 
 
-def _names(table: ParticleTable, folder: Path) -> list[str]:
+def _names(table: "ParticleTable", folder: Path) -> list[str]:
     here, stacks = folder.resolve(), []
     for name, file in zip(table.stacks, table.files(), strict=True):
         found = None if file is None else file.absolute()
@@ -140,7 +93,7 @@ def _names(table: ParticleTable, folder: Path) -> list[str]:
     return [f"{image:06d}@{stacks[stack]}" for image, stack in pairs]
 
 
-def _kept(table: ParticleTable) -> Texts:
+def _kept(table: "ParticleTable") -> Texts:
     """Columns as the file has them, or the CTF's if there is no file."""
     if table.columns is not None:
         loop = table.columns.particles
@@ -150,21 +103,21 @@ def _kept(table: ParticleTable) -> Texts:
     return {label: _fixed(v) for label, v in known.items() if not np.isnan(v).any()}
 
 
-def _poses(table: ParticleTable, rotation: Rotations | None, shift: Shifts | None) -> Texts:
+def _poses(table: "ParticleTable", rotation: Rotations | None, shift: Shifts | None) -> Texts:
     """Angles and origins that are not in the columns kept from the file."""
     n, out, has = len(table), Texts(), table.columns.has if table.columns else lambda label: False
     angles = table.angles
     if rotation is not None:
-        angles = _array(matrix_to_euler(rotation.double()), (n, 3), "rotation")
+        angles = as_array(matrix_to_euler(rotation.double()), (n, 3), "rotation")
     if rotation is not None or not (has(ANGLES[0]) or np.isnan(angles).any()):
         out |= {label: _fixed(angles[:, i]) for i, label in enumerate(ANGLES)}
-    moved = table.shift if shift is None else _array(shift, (n, 2), "shift")
+    moved = table.shift if shift is None else as_array(shift, (n, 2), "shift")
     if shift is not None or not (has(ORIGINS[0]) or np.isnan(moved).any()):
         out |= {label: _fixed(0.0 - moved[:, i]) for i, label in enumerate(ORIGINS)}
     return out
 
 
-def _optics(table: ParticleTable, used: NDArray[np.int64], first: NDArray[np.int64]) -> Texts:
+def _optics(table: "ParticleTable", used: NDArray[np.int64], first: NDArray[np.int64]) -> Texts:
     """The optics groups that have particles, numbered from 1."""
     loop = table.columns.optics if table.columns else None
     out: Texts = {
@@ -200,7 +153,8 @@ def _share(
         columns[label] = _fixed(values)
 
 
-def _array(values: ArrayLike | Tensor, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+def as_array(values: ArrayLike | Tensor, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """Numbers as a float64 array of a shape; an InputError that says ``name`` if it is another."""
     found = values.detach().cpu() if isinstance(values, Tensor) else values
     array = np.asarray(found, np.float64)
     require(array.shape == shape, name, expected=f"shape {shape}", got=f"{array.shape}")

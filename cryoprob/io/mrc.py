@@ -1,45 +1,48 @@
-"""MRC maps and stacks: checked headers, memory-mapped reading, atomic writing of the same bytes.
+"""MRC maps and stacks: checked headers, memory-mapped stacks, cubic maps.
 
-The format itself (header, modes, byte order, old and broken headers) is `mrcfile`'s business;
-writing is done here because `mrcfile` stamps the time into a label and holds the whole stack.
+Header and modes are `mrcfile`'s; opening is not: it takes any number in the place of the length of
+an extended header for true (and its memory), and holds two file descriptors a map.
 """
 
-import warnings
+import bz2
+import gzip
 import zlib
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-import mrcfile
 import numpy as np
 import torch
 from mrcfile.dtypes import HEADER_DTYPE
-from mrcfile.utils import data_dtype_from_header
+from mrcfile.utils import dtype_from_mode
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cryoprob.checks import InputError, require
-from cryoprob.io.files import replacing, require_file
-from cryoprob.types import Images, Maps, PathType
+from cryoprob.io.files import require_file
+from cryoprob.io.mrc_writer import StackWriter, write_map, write_stack
+from cryoprob.types import Maps, PathType
 
 __all__ = [
     "MrcHeader",
     "StackWriter",
+    "map_stack",
     "open_stack",
     "read_header",
     "read_map",
     "read_mrc",
+    "stack_header",
     "write_map",
     "write_stack",
 ]
 
 _HEADER_BYTES = 1024
 _LARGEST = 1 << 24
-_LABEL = b"cryoprob"
-_COMPRESSED = (b"\x1f\x8b", b"BZ")
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 
+T = TypeVar("T", int, float)
+Floats = tuple[float, float, float]
 Values = NDArray[Any]
+Mapped = np.memmap[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -90,62 +93,72 @@ def read_header(path: PathType) -> MrcHeader:
         If the file is missing, a git-lfs pointer, no MRC file, or shorter than its header says.
     """
     found = require_file(path, "an MRC file")
-    with found.open("rb") as stream:
-        compressed = stream.read(2) in _COMPRESSED
+    raw = _content(found, _HEADER_BYTES)
+    require(len(raw) == _HEADER_BYTES, str(path), expected="an MRC file", got=f"{len(raw)} bytes")
+    for order in ("<", ">"):  # the other order makes sizes of 2^24 and more of any true ones
+        fields = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
+        sizes = [int(fields[name]) for name in ("nz", "ny", "nx")]
+        if all(0 < n < _LARGEST for n in sizes) and fields["nsymbt"] >= 0:
+            header = _header(found, fields, order)
+            _check_size(header, found.stat().st_size)
+            return header
+    raise _no_mrc(path, "no sizes at its start")
+
+
+def _opener(path: Path) -> Any:
+    """What opens a file: plain, gzip or bzip2 by its first bytes."""
+    with path.open("rb") as stream:
+        return _OPENERS.get(stream.read(2), open)
+
+
+def _content(path: Path, count: int = -1) -> bytes:
+    """The first bytes of a file, or all, decompressed if need be."""
     try:
-        with _lenient(), mrcfile.open(found, permissive=True, header_only=True) as file:
-            header = _header(found, file.header, compressed)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+        with _opener(path)(path, "rb") as stream:
+            return cast(bytes, stream.read(count))
+    except (OSError, EOFError, zlib.error) as error:
         raise _no_mrc(path, str(error)) from error
-    if not compressed:
-        _check_size(header, found.stat().st_size)
-    return header
-
-
-def _lenient() -> AbstractContextManager[None]:
-    """Silence what mrcfile says about old headers: the size of the file is checked here."""
-    return warnings.catch_warnings(action="ignore", category=RuntimeWarning)
 
 
 def _no_mrc(path: PathType, got: str) -> InputError:
     return InputError(str(path), expected="an MRC file (.mrc, .mrcs, .map)", got=got)
 
 
-def _header(path: Path, raw: Any, compressed: bool) -> MrcHeader:
-    shape = (int(raw.nz), int(raw.ny), int(raw.nx))
-    extended = int(raw.nsymbt)
-    if not (all(0 < n < _LARGEST for n in shape) and extended >= 0):
-        raise _no_mrc(path, f"sizes {shape[::-1]} in the place of a header")
-    dtype = data_dtype_from_header(raw)
+def _header(path: Path, raw: Any, order: str) -> MrcHeader:
+    try:
+        dtype = dtype_from_mode(raw["mode"]).newbyteorder(order)
+    except ValueError as error:
+        raise _no_mrc(path, f"values of an unknown kind (mode {raw['mode']})") from error
     if dtype.kind == "c":
-        raise _no_mrc(path, f"complex values (mode {int(raw.mode)})")
-    cell, count = raw.cella, (raw.mx, raw.my, raw.mz)
-    sides = (float(cell.x), float(cell.y), float(cell.z))
-    voxel = tuple(_ratio(side, int(n)) for side, n in zip(sides, count, strict=True))
-    axes = (int(raw.maps), int(raw.mapr), int(raw.mapc))
-    angles = tuple(float(raw.cellb[name]) for name in ("alpha", "beta", "gamma"))
+        raise _no_mrc(path, f"complex values (mode {raw['mode']})")
+    axes = _three(int, raw, "maps", "mapr", "mapc")
     return MrcHeader(
-        path,
-        shape,
-        dtype,
-        cast(tuple[float, float, float], voxel),
-        _HEADER_BYTES + extended,
-        axes if sorted(axes) == [1, 2, 3] else (3, 2, 1),
-        cast(tuple[float, float, float], angles),
-        compressed,
+        path=path,
+        shape=_three(int, raw, "nz", "ny", "nx"),
+        dtype=dtype,
+        voxel_size=cast(Floats, tuple(_ratio(raw["cella"][a], raw[f"m{a}"]) for a in "xyz")),
+        offset=_HEADER_BYTES + int(raw["nsymbt"]),
+        axes=axes if sorted(axes) == [1, 2, 3] else (3, 2, 1),
+        angles=_three(float, raw["cellb"], "alpha", "beta", "gamma"),
+        compressed=_opener(path) is not open,
     )
 
 
-def _ratio(side: float, n: int) -> float:
+def _three(kind: type[T], raw: Any, *names: str) -> tuple[T, T, T]:
+    one, two, three = (kind(raw[name]) for name in names)  # type: ignore[call-arg]
+    return one, two, three
+
+
+def _ratio(side: Any, n: Any) -> float:
     """Cell by sampling to the seven digits of a float32; 0 where unknown."""
     known = n > 0 and np.isfinite(side)
-    return float(f"{side / n:.7g}") if known else 0.0
+    return float(f"{float(side) / int(n):.7g}") if known else 0.0
 
 
 def _check_size(header: MrcHeader, size: int) -> None:
     plane = header.shape[1] * header.shape[2] * header.dtype.itemsize
     need = header.offset + header.shape[0] * plane
-    if size < need:
+    if size < need and not header.compressed:
         whole = max(0, size - header.offset) // plane
         raise InputError(
             str(header.path),
@@ -164,26 +177,20 @@ def read_mrc(path: PathType) -> tuple[Values, MrcHeader]:
         As :func:`read_header`.
     """
     header = read_header(path)
-    values = _decompress(header) if header.compressed else np.array(_mapped(header))
+    values = _decompress(header) if header.compressed else np.array(map_stack(header))
     return (values[0] if len(header) == 1 else values), header
 
 
 def _decompress(header: MrcHeader) -> Values:
-    try:
-        with _lenient(), mrcfile.open(header.path, permissive=True) as file:
-            data = file.data
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise _no_mrc(header.path, str(error)) from error
-    if data is None:
-        raise _no_mrc(header.path, "less data than its header promises")
-    return cast(Values, data.reshape(header.shape))
+    data = _content(header.path)
+    count = int(np.prod(header.shape))
+    got = f"{len(data)} bytes after decompression"
+    whole = len(data) >= header.offset + count * header.dtype.itemsize
+    require(whole, str(header.path), expected="as much as its header promises", got=got)
+    return np.frombuffer(data, header.dtype, count, header.offset).reshape(header.shape)
 
 
-def _mapped(header: MrcHeader) -> np.memmap[Any, np.dtype[Any]]:
-    return np.memmap(header.path, header.dtype, "r", header.offset, header.shape)
-
-
-def open_stack(path: PathType) -> tuple[np.memmap[Any, np.dtype[Any]], MrcHeader]:
+def open_stack(path: PathType) -> tuple[Mapped, MrcHeader]:
     """A stack of images as a read-only memory map [n, D, D] in the type of the file.
 
     A file asked for as a stack is one, whatever its header calls it (EMAN writes mz = nz).
@@ -193,6 +200,12 @@ def open_stack(path: PathType) -> tuple[np.memmap[Any, np.dtype[Any]], MrcHeader
     InputError
         As :func:`read_header`; or if images are not square and even, or the file is compressed.
     """
+    header = stack_header(path)
+    return map_stack(header), header
+
+
+def stack_header(path: PathType) -> MrcHeader:
+    """The header of a stack, with the checks of :func:`open_stack`."""
     header = read_header(path)
     n, height, width = header.shape
     where, even = str(path), min(height, width) // 2 * 2
@@ -207,7 +220,12 @@ def open_stack(path: PathType) -> tuple[np.memmap[Any, np.dtype[Any]], MrcHeader
     require(
         not header.compressed, where, expected="a plain file", got="gzip, bzip2", remedy=remedy
     )
-    return _mapped(header), header
+    return header
+
+
+def map_stack(header: MrcHeader) -> Mapped:
+    """The memory map [n, D, D] of a header that was read."""
+    return np.memmap(header.path, header.dtype, "r", header.offset, header.shape)
 
 
 def read_map(path: PathType, *, pixel_size: float | None = None) -> tuple[Maps, float]:
@@ -266,123 +284,3 @@ def _voxel_size(header: MrcHeader, given: float | None) -> float:
     require(low > 0, where, expected="a positive number of Angstrom", got=got, remedy=remedy)
     require(high - low <= 1e-3 * high, where, expected="the same along x, y and z", got=got)
     return header.voxel_size[0]
-
-
-class StackWriter:
-    """Write a stack image by image; the file appears, whole, when the ``with`` block ends.
-
-    The header says space group 0 and mz = 1 (a stack of images); same images, same bytes.
-
-    Parameters
-    ----------
-    path
-        The file to write; an earlier one is replaced at the end.
-    pixel_size
-        A.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
-
-    def __init__(self, path: PathType, pixel_size: float) -> None:
-        self.path, self.pixel_size = Path(path), pixel_size
-        self._count, self._side = 0, 0
-        self._statistics = _Statistics()
-        self._exit = ExitStack()
-
-    def __enter__(self) -> "StackWriter":
-        with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(self.path))
-            self._stream = stack.enter_context(temporary.open("wb"))
-            self._stream.write(bytes(_HEADER_BYTES))
-            self._exit = stack.pop_all()
-        return self
-
-    def write(self, images: Images) -> None:
-        """Append images [n, D, D] or [D, D]; they are stored as float32."""
-        block = images.detach().to("cpu", torch.float32).reshape(-1, *images.shape[-2:])
-        side = block.shape[-1]
-        expected = f"square images of {self._side or 'one even number of'} pixels along a side"
-        good = block.shape[-2] == side and side % 2 == 0 and self._side in (0, side)
-        require(good, str(self.path), expected=expected, got=f"{list(images.shape)}")
-        self._side = side
-        self._count += len(block)
-        self._statistics.add(block)
-        self._stream.write(block.numpy().astype("<f4", copy=False).tobytes())
-
-    def __exit__(self, *error: Any) -> bool | None:
-        if error[0] is None:
-            shape = (self._count, self._side, self._side)
-            self._stream.seek(0)
-            self._stream.write(_new_header(shape, self.pixel_size, 1, 0, self._statistics))
-        return self._exit.__exit__(*error)
-
-
-class _Statistics:
-    """Least, greatest, mean and deviation of all values seen, in float64."""
-
-    def __init__(self) -> None:
-        self.low, self.high, self.count, self.sum, self.square = np.inf, -np.inf, 0, 0.0, 0.0
-
-    def add(self, values: Tensor) -> None:
-        """Take in a block of values."""
-        if values.numel():
-            low, high = (float(v) for v in values.aminmax())
-            self.low, self.high = min(self.low, low), max(self.high, high)
-            self.count += values.numel()
-            self.sum += float(values.sum(dtype=torch.float64))
-            self.square += float(values.double().square().sum())
-
-    def fields(self) -> tuple[float, float, float, float]:
-        """(dmin, dmax, dmean, rms) of the header."""
-        if not self.count:
-            return 0.0, -1.0, -2.0, -1.0  # the format's way to say "not known"
-        mean = self.sum / self.count
-        return self.low, self.high, mean, max(0.0, self.square / self.count - mean**2) ** 0.5
-
-
-def _new_header(
-    shape: tuple[int, int, int], pixel_size: float, mz: int, space_group: int, values: _Statistics
-) -> bytes:
-    header = np.zeros((), HEADER_DTYPE)
-    nz, ny, nx = shape
-    header["nx"], header["ny"], header["nz"], header["mode"] = nx, ny, nz, 2
-    header["mx"], header["my"], header["mz"] = nx, ny, mz
-    header["cella"] = (nx * pixel_size, ny * pixel_size, mz * pixel_size)
-    header["cellb"] = (90, 90, 90)
-    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
-    header["dmin"], header["dmax"], header["dmean"], header["rms"] = values.fields()
-    header["ispg"], header["nversion"], header["map"] = space_group, 20140, b"MAP "
-    header["machst"], header["nlabl"] = (0x44, 0x44, 0, 0), 1
-    header["label"][0] = _LABEL
-    return header.tobytes()
-
-
-def write_map(path: PathType, density: Maps, pixel_size: float) -> None:
-    """Write a map [D, D, D] as float32 (space group 1, mz = D), atomically, without a time stamp.
-
-    Raises
-    ------
-    InputError
-        If the map is not a cube.
-    OutputError
-        If the file cannot be written.
-    """
-    values = density.detach().to("cpu", torch.float32)
-    sides = set(values.shape)
-    got = f"{list(values.shape)}"
-    require(values.ndim == 3 and len(sides) == 1, str(path), expected="a cube", got=got)
-    side = values.shape[0]
-    statistics = _Statistics()
-    statistics.add(values)
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        stream.write(_new_header((side, side, side), pixel_size, side, 1, statistics))
-        stream.write(values.contiguous().numpy().astype("<f4", copy=False).tobytes())
-
-
-def write_stack(path: PathType, images: Images, pixel_size: float) -> None:
-    """Write images [n, D, D] as float32, atomically; see :class:`StackWriter`."""
-    with StackWriter(path, pixel_size) as writer:
-        writer.write(images)

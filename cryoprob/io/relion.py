@@ -212,4 +212,5 @@ def _group_rows(particles: Loop, optics: Loop | None) -> Integers:
         where = particles.where(label, int(wrong[0]))
         got = f"{wanted[wrong[0]]:g}"
         raise InputError(where, expected=f"one of the optics groups {listed}", got=got)
-    return order[place]
+    rows: Integers = order[place]
+    return rows

@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ class _Lines(NamedTuple):
     start: Integers
     length: Integers
     first: Integers
-    count: Integers
+    many: Integers
 
 
 def read_star(path: PathType) -> list[Loop]:
@@ -121,16 +122,24 @@ def read_star(path: PathType) -> list[Loop]:
         If the file is missing or no STAR file, or a row has more or fewer values than its loop has
         columns; names the line and both counts.
     """
-    found = require_file(path, "a STAR file")
-    data = found.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(str(path), expected="a whole gzip file", got=str(error)) from error
-    data = data.removeprefix(b"\xef\xbb\xbf") + b"\n"
+    data = _read_text(require_file(path, "a STAR file")).removeprefix(b"\xef\xbb\xbf") + b"\n"
     text = np.frombuffer(data, np.uint8)
     return _loops(str(path), text, _drop_comments(text, _lines(data, text)))
+
+
+def _read_text(path: Path) -> bytes:
+    """The bytes of a text file, decompressed; a binary file is refused before it is read."""
+    with path.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            head: bytes = stream.read(4096)
+            if b"\0" in head:
+                remedy = "Give the STAR file of the particles, not their stack."
+                raise InputError(str(path), expected="a STAR file", got="binary", remedy=remedy)
+            return head + stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(str(path), expected="a whole file", got=str(error)) from error
 
 
 def _lines(data: bytes, text: Bytes) -> _Lines:
@@ -166,12 +175,12 @@ def _drop_comments(text: Bytes, lines: _Lines) -> _Lines:
     if len(hashes) == 0:
         return lines
     at, pick = np.unique(np.searchsorted(lines.first, hashes, side="right") - 1, return_index=True)
-    begin, end = hashes[pick], lines.first[at] + lines.count[at]
+    begin, end = hashes[pick], lines.first[at] + lines.many[at]
     change = np.zeros(len(lines.start) + 1, np.int64)
     np.add.at(change, begin, 1)
     np.add.at(change, end, -1)
     keep = np.cumsum(change[:-1]) == 0
-    count = lines.count.copy()
+    count = lines.many.copy()
     count[at] = begin - lines.first[at]
     first = np.concatenate([[0], np.cumsum(count)[:-1]])
     return _Lines(lines.start[keep], lines.length[keep], first, count)
@@ -181,11 +190,11 @@ def _loops(path: str, text: Bytes, lines: _Lines) -> list[Loop]:
     """Walk over the few lines that are not rows; the rows lie between them."""
     walk = _Walk(path, text, lines)
     marks = np.append(_structural(text, lines), len(lines.first)).tolist()
-    for row in np.flatnonzero(lines.count[: marks[0]])[:1].tolist():
+    for row in np.flatnonzero(lines.many[: marks[0]])[:1].tolist():
         raise walk.stray(row)
     for at, after in itertools.pairwise(marks):
         walk.step(at)
-        walk.rows(np.flatnonzero(lines.count[at + 1 : after]) + at + 1)
+        walk.rows(np.flatnonzero(lines.many[at + 1 : after]) + at + 1)
     walk.flush()
     require(walk.name is not None, path, expected="a STAR file with data_ blocks", got="none")
     return walk.done
@@ -193,14 +202,15 @@ def _loops(path: str, text: Bytes, lines: _Lines) -> list[Loop]:
 
 def _structural(text: Bytes, lines: _Lines) -> Integers:
     """Lines that begin with a label or consist of ``loop_`` or ``data_NAME``."""
-    full = np.flatnonzero(lines.count)
+    full = np.flatnonzero(lines.many)
     start = lines.start[lines.first[full]]
     letter = text[start]
     label, maybe = letter == _UNDERSCORE, (letter == ord("d")) | (letter == ord("l"))
-    maybe &= lines.count[full] == 1
+    maybe &= lines.many[full] == 1
     for offset, pair in enumerate(zip(b"data_", b"loop_", strict=True)):
         maybe &= np.isin(text[np.minimum(start + offset, len(text) - 1)], pair)
-    return full[label | maybe]
+    structural: Integers = full[label | maybe]
+    return structural
 
 
 class _Walk:
@@ -235,12 +245,13 @@ class _Walk:
             return
         if not (self.looping and self.labels):
             raise self.stray(int(rows[0]))
-        wrong = np.flatnonzero(self.lines.count[rows] != len(self.labels))
+        wrong = np.flatnonzero(self.lines.many[rows] != len(self.labels))
         if len(wrong):
             raise self.ragged(int(rows[wrong[0]]))
         first, width = int(self.lines.first[rows[0]]), len(self.labels)
         span = slice(first, first + len(rows) * width)
-        self._keep(*(v[span].reshape(-1, width) for v in self.lines[:2]), rows + 1)
+        start, length = (v[span].reshape(-1, width) for v in self.lines[:2])
+        self._keep(start, length, rows + 1)
         self.found = True
 
     def flush(self) -> None:
@@ -282,7 +293,7 @@ class _Walk:
         return InputError(
             f"{self.path}, line {at + 1}",
             expected=f"{len(self.labels)} values, one for each column of data_{self.name}",
-            got=f"{int(self.lines.count[at])}",
+            got=f"{int(self.lines.many[at])}",
             remedy="The file may be cut short, or a value may hold a blank: repair that line.",
         )
 

@@ -1,23 +1,25 @@
 """Particle tables of RELION 1.4 to 5, read with every oddity told in words."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cryoprob.checks import InputError, require, warn
-from cryoprob.geometry.rotations import euler_to_matrix
+from cryoprob.geometry.rotations import euler_to_matrix, matrix_to_euler
+from cryoprob.io.export import as_array, write_particles
 from cryoprob.io.files import resolve
 from cryoprob.io.relion import ANGLES, CTF, CTF_DEFAULTS, CTF_ESSENTIAL, ORIGINS, Columns, Floats
 from cryoprob.io.star import Loop, read_star
 from cryoprob.optics import Optics, check_optics
 from cryoprob.types import PathType, Rotations, Shifts
 
-__all__ = ["HasTable", "ParticleTable", "read_particles"]
+__all__ = ["HasTable", "ParticleTable", "new_table", "read_particles", "write_particles"]
 
 Integers = NDArray[np.int64]
 
@@ -170,6 +172,54 @@ def read_particles(
     return table
 
 
+def new_table(
+    stack: PathType,
+    n: int,
+    pixel_size: float,
+    *,
+    box: int | None = None,
+    optics: Optics | None = None,
+    rotation: Rotations | None = None,
+    shift: Shifts | None = None,
+    group: Tensor | None = None,
+    group_names: Sequence[str] = ("opticsGroup1",),
+) -> ParticleTable:
+    """The table of the ``n`` images of one stack that was just written.
+
+    Parameters
+    ----------
+    stack
+        The file of the images.
+    pixel_size
+        A.
+    optics, rotation, shift, group
+        [n], [n, 3, 3], [n, 2] (A) and [n] (index into ``group_names``); absent if left out.
+    """
+    path, absent = Path(stack), np.full(n, np.nan)
+    ctf = {name: absent for name in CTF}
+    if optics is not None:
+        ctf = {f.name: as_array(getattr(optics, f.name), (n,), f.name) for f in fields(optics)}
+    angles, moved = np.full((n, 3), np.nan), np.full((n, 2), np.nan)
+    if rotation is not None:
+        angles = as_array(matrix_to_euler(rotation.double()), (n, 3), "rotation")
+    if shift is not None:
+        moved = as_array(shift, (n, 2), "shift")
+    return ParticleTable(
+        path=path,
+        folder=path.parent,
+        slice=np.arange(n),
+        stack=np.zeros(n, np.int64),
+        stacks=(path.name,),
+        group=np.zeros(n, np.int64) if group is None else group.cpu().numpy(),
+        group_names=tuple(group_names),
+        pixel_size=np.full(n, float(pixel_size)),
+        ctf=ctf,
+        angles=angles,
+        shift=moved,
+        box=box,
+    )
+
+
 def _check_needs(columns: Columns, need: Collection[str]) -> None:
     for name, labels in _NEEDS.items():
         if name in need:
@@ -251,7 +301,7 @@ def _notes(table: ParticleTable, columns: Columns) -> list[str]:
     same = (np.diff(table.slice[order]) == 0) & (np.diff(table.stack[order]) == 0)
     if same.any():
         first = table.where(int(order[1:][same].min()))
-        text = f"{int(same.sum())} rows name an image again, the first being {first}"
+        text = f"rows that name an image again: {int(same.sum())}, the first being {first}"
         notes.append(f"{path}: {text}; each counts as an image of its own.")
     unused = columns.unused()
     if unused:

@@ -17,6 +17,7 @@ for ``-R^T (x, y, z) = (Rz(180) R)^T (x, y, -z)`` and the integral does not care
 """
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from cryoprob.checks import require
 from cryoprob.types import Maps, Rotations, Shifts
 
 __all__ = ["Motion"]
+
+_Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +89,14 @@ def check_map(volume: Maps, where: str) -> None:
     require(finite, where, expected="finite densities", got="NaN or infinite voxels")
 
 
-def _half_plane(box: int) -> np.ndarray:
+def _half_plane(box: int) -> _Array:
     """Frequencies (x, y, z) of a half transform [D, D, D // 2 + 1, 3], z and y centered."""
     full = np.arange(-(box // 2), box // 2)
     z, y, x = np.meshgrid(full, full, np.arange(box // 2 + 1), indexing="ij")
     return np.stack([x, y, z], -1)
 
 
-def _transform_at(volume: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+def _transform_at(volume: _Array, frequencies: _Array) -> _Array:
     """Transform of a map about its origin voxel at ``frequencies`` [..., 3] (x, y, z)."""
     box = volume.shape[-1]
     padded = np.fft.ifftshift(np.pad(volume.astype(np.float32), box // 2))
