@@ -1,8 +1,7 @@
-"""The half plane of image frequencies, sorted by shell, and its packing into independent numbers."""
+"""The half plane of image frequencies by shell, and its packing into independent numbers."""
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ __all__ = ["Band", "full_band"]
 class Band:
     """Half-plane frequencies of a ``box``, sorted by shell, so that a smaller band is a prefix.
 
-    Coefficients are held times :attr:`weight` (sqrt(2), or 1 where self-conjugate, with imaginary part
-    0): real and imaginary parts are then independent N(mean, sigma2), and ``sum |c|^2`` over the full
-    band equals the sum of squared pixels.
+    Coefficients are held times :attr:`weight` (sqrt(2), or 1 where self-conjugate, with imaginary
+    part 0): real and imaginary parts are then independent N(mean, sigma2), and ``sum |c|^2`` over
+    the full band equals the sum of squared pixels.
 
     Attributes
     ----------
@@ -51,11 +50,11 @@ class Band:
         return self.box // 2 + 2
 
     def numbers_per_shell(self) -> Tensor:
-        """Independent real numbers in each shell, [S]; they add up to ``box**2`` in the full band."""
-        return torch.bincount(self.shell, self.weight**2, self.n_shells)
+        """Independent real numbers in each shell, [S]; in the full band their sum is ``box**2``."""
+        return torch.bincount(self.shell, (self.weight**2).round(), self.n_shells)
 
     def prefix(self, radius: int) -> "Band":
-        """The band of all shells up to ``radius``; its coefficients are the first of this one's."""
+        """The band of all shells up to ``radius``; its coefficients are the first of these."""
         return _cut(self, radius)
 
     def pack(self, images: Images) -> Coefficients:
@@ -84,7 +83,7 @@ class Band:
         mirror = (row * (self.box // 2 + 1) + self.kx[edge].abs()).to(column.device)
         plane[..., mirror] = values[..., edge.to(column.device)].conj()
         plane[..., column] = values
-        plane = plane.unflatten(-1, (self.box, self.box // 2 + 1))
+        plane = plane.reshape(*plane.shape[:-1], self.box, self.box // 2 + 1)
         images: Images = torch.fft.irfft2(plane, s=(self.box, self.box), norm="ortho")
         return images
 
@@ -117,7 +116,7 @@ def full_band(box: int) -> Band:
     upper |= (ky == -box // 2) & (kx > 0)
     keep = upper & ~((here != there) & (kx == -(box // 2)) & (ky == -(box // 2)))
     kx, ky, own = kx[keep], ky[keep], (here == there)[keep]
-    weight = torch.where(own, 1.0, sqrt(2.0)).double()
+    weight = torch.where(own, 1.0, 2.0).double().sqrt()
     square = kx**2 + ky**2
     shell = torch.floor(square.double().sqrt() + 0.5).long().clamp(max=box // 2 + 1)
     order = torch.argsort(square, stable=True)

@@ -60,7 +60,7 @@ def write_particles(
     OutputError
         If the file cannot be written.
     """
-    table: ParticleTable | None = getattr(particles, "table", particles)  # type: ignore[assignment]
+    table: ParticleTable | None = getattr(particles, "table", particles)  # type: ignore[arg-type]
     if table is None:
         remedy = "Write them with write_stack, and make their table with new_table."
         got = "images that were never in one"

@@ -221,6 +221,9 @@ def new_table(
 
 
 def _check_needs(columns: Columns, need: Collection[str]) -> None:
+    unknown = ", ".join(sorted(set(need) - {*_NEEDS, "pixel_size"}))
+    known = f"any of {', '.join(_NEEDS)}, pixel_size"
+    require(not unknown, "need", expected=known, got=unknown)
     for name, labels in _NEEDS.items():
         if name in need:
             short = [label.removesuffix("Angst") for label in labels]

@@ -4,6 +4,7 @@ from cryoprob.metrics.alignment import Alignment as Alignment
 from cryoprob.metrics.alignment import align_maps as align_maps
 from cryoprob.metrics.fsc import HalfMapFSC as HalfMapFSC
 from cryoprob.metrics.fsc import corrected_fsc as corrected_fsc
+from cryoprob.metrics.fsc import fsc as fsc
 from cryoprob.metrics.fsc import half_map_fsc as half_map_fsc
 from cryoprob.metrics.fsc import last_shell as last_shell
 from cryoprob.metrics.fsc import randomize_phases as randomize_phases

@@ -84,8 +84,8 @@ def align_maps(
 ) -> Alignment:
     """The rotation A, shift s and hand for which ``moving`` looks most like ``reference``.
 
-    ``aligned(r) = moving(A^T (r - s))``, or ``moving(-A^T (r - s))`` if mirrored; columns (x, y, z).
-    Maps with noise far from the molecule align better when masked before.
+    ``aligned(r) = moving(A^T (r - s))``, or ``moving(-A^T (r - s))`` if mirrored, with columns
+    (x, y, z). Maps with noise far from the molecule align better when masked before.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def _scan(match: BandMatch, rotations: Rotations, shifts: Tensor) -> tuple[Tenso
     target = (match.target * weight)[:, None] * match.shift_phase(shifts).conj().mT
     real, imaginary = target.real.contiguous(), target.imag.contiguous()
     values, places = [], []
-    for block in rotations.split(_CHUNK):
+    for block in torch.split(rotations, _CHUNK):
         moved = match.sample(block)[:, 0]
         even, odd = moved.real @ real, moved.imag @ imaginary
         value, place = torch.stack([even + odd, even - odd]).max(-1)
@@ -199,7 +199,8 @@ def _scan(match: BandMatch, rotations: Rotations, shifts: Tensor) -> tuple[Tenso
 
 def _apart(score: Tensor, rotations: Rotations, count: int, angle_deg: float) -> Tensor:
     """Indices of the ``count`` best of ``score`` [Q] that are ``angle_deg`` from one another."""
-    left, chosen = score.clone(), []
+    left = score.clone()
+    chosen: list[int] = []
     least = 1 + 2 * cos(radians(angle_deg))
     while len(chosen) < count and float(left.max()) > -torch.inf:
         best = int(left.argmax())

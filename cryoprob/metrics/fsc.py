@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 RANDOMIZE_BELOW = 0.8
-"""Phases are randomized from the first shell whose unmasked FSC lies below this (RELION's choice)."""
+"""Phases are random from the first shell whose unmasked FSC lies below this (as in RELION)."""
 
 GAP_SHELLS = 2
-"""Shells beyond the first randomized one that stay uncorrected (RELION's choice)."""
+"""Shells beyond the first randomized one that stay uncorrected (as in RELION)."""
 
 
 def fsc(map_a: Maps, map_b: Maps, mask: Maps | None = None) -> Tensor:
@@ -112,8 +112,8 @@ def randomize_phases(volume: Maps, first_shell: int, generator: torch.Generator)
 def corrected_fsc(masked: Tensor, randomized: Tensor, first_shell: int) -> Tensor:
     """FSC without the mask's share, ``(masked - randomized) / (1 - randomized)``, [D // 2 + 1].
 
-    Below ``first_shell + 2`` it is the masked FSC, as in RELION; where the randomized maps
-    correlate better than the maps it is 0 or what they leave of it, never more than nothing.
+    Below ``first_shell + 2`` it is the masked FSC, as in RELION. Noise scatters about 0 and may be
+    negative.
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ def corrected_fsc(masked: Tensor, randomized: Tensor, first_shell: int) -> Tenso
         FSC of the masked maps with phases randomized from ``first_shell`` on.
     """
     beyond = torch.arange(len(masked), device=masked.device) >= first_shell + GAP_SHELLS
-    gain = ((masked - randomized) / (1 - randomized).clamp(min=1e-12)).clamp(min=0)
-    return torch.where(beyond, gain, masked)
+    own = (masked - randomized) / (1 - randomized).clamp(min=1e-12)
+    return torch.where(beyond, own, masked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +197,8 @@ def half_map_fsc(
     assert generator is not None
     masked = fsc(half1, half2, mask)
     first = last_shell(unmasked, RANDOMIZE_BELOW) + 1
-    halves = (randomize_phases(half, first, generator) for half in (half1, half2))
-    randomized = fsc(*halves, mask)
+    first_half, second_half = (randomize_phases(v, first, generator) for v in (half1, half2))
+    randomized = fsc(first_half, second_half, mask)
     corrected = corrected_fsc(masked, randomized, first)
     return HalfMapFSC(unmasked, masked, randomized, corrected, first, pixel_size)
 

@@ -82,7 +82,7 @@ class BandMatch:
             mode="bilinear",
             align_corners=True,
         )
-        real, imaginary = found.unflatten(1, (-1, 2))[..., 0, 0, :].unbind(2)
+        real, imaginary = torch.unflatten(found[:, :, 0, 0], 1, (-1, 2)).unbind(2)
         return torch.complex(real, imaginary) * self.gain
 
     def shift_phase(self, shift: Tensor) -> Tensor:
@@ -118,9 +118,9 @@ class BandMatch:
     def step(self, rotation: Rotations, shift: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
         """One Fisher-scoring step and the information before it.
 
-        The reference is taken as ``F Y + noise`` of variance ``1 - F^2`` in each shell, Y being the
-        moved map of unit power; the step is the least-squares solution of its linearization in the
-        rotation vector (radians, laboratory axes) and the shift (boxes).
+        The reference is taken as ``F Y + noise`` of variance ``1 - F^2`` in each shell, Y being
+        the moved map of unit power; the step is the least-squares solution of its linearization
+        in the rotation vector (radians, laboratory axes) and the shift (boxes).
 
         Returns
         -------
@@ -172,7 +172,7 @@ def _gain(coefficients: Tensor, shell: Tensor, count: Tensor) -> Tensor:
 
 
 def _transform(volume: Maps, frequency: Tensor, correct: bool = False) -> Tensor:
-    """Transform about the origin voxel at all triples of ``frequency`` [G], [G, G, G] (z, y, x)."""
+    """Transform about the origin voxel at all triples of ``frequency`` [G], [G, G, G]."""
     box = volume.shape[-1]
     place = torch.arange(box, device=volume.device) - box // 2
     wave = torch.exp(-2j * pi / box * torch.outer(frequency.double(), place.double()))

@@ -102,4 +102,5 @@ def _transform_at(volume: _Array, frequencies: _Array) -> _Array:
     padded = np.fft.ifftshift(np.pad(volume.astype(np.float32), box // 2))
     transform = fft.fftn(padded)
     at = np.moveaxis(2 * frequencies[..., ::-1], -1, 0)
-    return ndimage.map_coordinates(transform, at, order=3, mode="grid-wrap")
+    found: _Array = ndimage.map_coordinates(transform, at, order=3, mode="grid-wrap")
+    return found

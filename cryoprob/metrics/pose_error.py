@@ -93,9 +93,9 @@ def pose_error(
     if alignment is not None:
         rotation, shift = alignment.move_poses(rotation, shift)
     angle = _orbit_angle(rotation, rotation_true.to(rotation), _group(group))
-    known = shift_est is not None and shift_true is not None
-    apart = torch.linalg.vector_norm(shift - shift_true.to(shift), dim=-1) if known else None
-    return PoseError(angle, apart)
+    if shift_est is None or shift_true is None:
+        return PoseError(angle, None)
+    return PoseError(angle, torch.linalg.vector_norm(shift - shift_true.to(shift), dim=-1))
 
 
 def align_poses(
@@ -179,7 +179,7 @@ def _group(group: Rotations | None) -> Rotations:
 def _orbit_angle(
     first: Rotations, second: Rotations, group: Rotations, left: bool = False
 ) -> Tensor:
-    """Least angle in degrees from ``first`` to ``second g`` (or, ``left``, to ``g second``), [n]."""
+    """Least angle in degrees from ``first`` to ``second g`` (``left``: to ``g second``), [n]."""
     angles = None
     for element in group.to(second):
         angle = angle_between(first, element @ second if left else second @ element)

@@ -333,6 +333,8 @@ def test_absent_columns_are_an_error_only_where_needed(tmp_path: Path):
     ]:
         with pytest.raises(InputError, match=column):
             read_particles(path, need=[need])
+    with pytest.raises(InputError, match="got poses"):
+        read_particles(path, need=["poses"])
 
 
 def test_no_column_of_images_and_no_optics_group(tmp_path: Path):

@@ -1,0 +1,115 @@
+"""Everything needed to run a fit again, as written to ``config.toml``."""
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from cryoprob.checks import InputError, require
+from cryoprob.inference.schedule import Schedule
+
+__all__ = ["FAMILIES", "POSES", "FitConfig"]
+
+FAMILIES = ("exact-em",)
+"""Inference families of this version."""
+
+POSES = ("ignore", "known", "local")
+"""What is done with the poses of the STAR file."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One fit.
+
+    Attributes
+    ----------
+    particles
+        STAR file.
+    family
+        One of :data:`FAMILIES`.
+    reference
+        Start map; None starts from nothing (known poses need none).
+    low_pass_A
+        Low-pass filter of the reference, Angstrom.
+    poses
+        ``ignore``, ``known`` (reconstruction only) or ``local`` (search around them).
+    mask
+        ``auto``, ``none``, ``sphere`` or a map.
+    symmetry
+        Point group, as RELION names them.
+    box
+        Crop images to this box on reading; 0 keeps theirs.
+    pixel_size
+        Angstrom; 0 takes the STAR file's.
+    invert
+        Particles are dark on white.
+    half_sets
+        Two independent halves, tau2 from their FSC (gold standard).
+    seed
+        Of every random choice.
+    threads
+        CPU threads; 0 takes what torch offers.
+    device
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    double
+        Compute in float64.
+    schedule
+        The rest.
+    """
+
+    particles: str
+    family: str = "exact-em"
+    reference: str | None = None
+    low_pass_A: float = 40.0
+    poses: str = "ignore"
+    mask: str = "auto"
+    symmetry: str = "C1"
+    box: int = 0
+    pixel_size: float = 0.0
+    invert: bool = False
+    half_sets: bool = False
+    seed: int = 0
+    threads: int = 0
+    device: str = "cpu"
+    double: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        for name, known in (("family", FAMILIES), ("poses", POSES)):
+            value = getattr(self, name)
+            require(value in known, f"--{name}", expected=" or ".join(known), got=repr(value))
+        require(self.low_pass_A > 0, "--low-pass", expected="Angstrom > 0", got=f"{self.low_pass_A}")
+
+    def to_toml(self) -> str:
+        """The text of ``config.toml``."""
+        top = {k: v for k, v in asdict(self).items() if k != "schedule" and v is not None}
+        lines = [f"{name} = {_toml(value)}" for name, value in top.items()]
+        lines += ["", "[schedule]"]
+        lines += [f"{name} = {_toml(value)}" for name, value in asdict(self.schedule).items()]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "FitConfig":
+        """Read a ``config.toml``.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read or holds an unknown name.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise InputError(str(path), expected="a TOML file", got=str(error)) from None
+        schedule = values.pop("schedule", {})
+        for kind, found in ((cls, values), (Schedule, schedule)):
+            unknown = sorted(set(found) - {item.name for item in fields(kind)})
+            require(not unknown, str(path), expected="known settings", got=", ".join(unknown))
+        return cls(**values, schedule=Schedule(**schedule))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)

@@ -1,0 +1,127 @@
+"""What happens when: bands, grids, masks and stopping of a refinement, and of a start from nothing."""
+
+from dataclasses import dataclass, fields
+
+from cryoprob.checks import InputError, require
+
+__all__ = ["Schedule"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Settings of exact EM; every field can be set from the command line with ``--set name=value``.
+
+    Attributes
+    ----------
+    max_iterations
+        Refinement steps at most.
+    coarse_order
+        Order of the rotation grid that is searched completely at each step.
+    max_order
+        Finest order; grids grow as the resolution and the sharpness of the posteriors ask for it.
+    mass
+        Posterior mass kept when going from a grid to the next finer one; 1 keeps everything.
+    shift_extent
+        Search range of the shifts, pixels.
+    shift_step
+        Spacing of the coarsest shift grid, pixels; halved with every order.
+    margin
+        Shells beyond the current resolution that take part (frequency marching).
+    max_radius
+        Largest shell used; 0 for all (box / 2 - 1).
+    exact
+        Exact M-step by conjugate gradients; false takes the diagonal one.
+    interpolation
+        Of slices, "linear" or "nearest".
+    noise, shift_sigma, tau2, contrast
+        Whether these are re-estimated at each step (contrast: amplitude and noise factor per image).
+    turn
+        Turn the grid at random at each step.
+    gain
+        Nats per image below which a step counts as no progress; two such steps raise the order or stop.
+    starts
+        Random starts from nothing.
+    start_steps
+        Stochastic EM steps of each start.
+    start_images
+        Images of a stochastic step.
+    start_box
+        Box of the starts (images are cropped to it).
+    start_radius
+        Largest shell of the starts.
+    """
+
+    max_iterations: int = 30
+    coarse_order: int = 2
+    max_order: int = 5
+    mass: float = 0.999
+    shift_extent: float = 6.0
+    shift_step: float = 2.0
+    margin: int = 5
+    max_radius: int = 0
+    exact: bool = True
+    interpolation: str = "linear"
+    noise: bool = True
+    shift_sigma: bool = True
+    tau2: bool = True
+    contrast: bool = False
+    turn: bool = True
+    gain: float = 0.05
+    starts: int = 4
+    start_steps: int = 80
+    start_images: int = 150
+    start_box: int = 32
+    start_radius: int = 7
+
+    def __post_init__(self) -> None:
+        order = 0 <= self.coarse_order <= self.max_order
+        expected = "0 <= coarse_order <= max_order"
+        require(order, "schedule", expected=expected, got=f"{self.coarse_order}, {self.max_order}")
+        require(0 < self.mass <= 1, "mass", expected="in (0, 1]", got=str(self.mass))
+        for name in ("shift_step", "max_iterations", "starts", "start_steps", "start_images"):
+            value = getattr(self, name)
+            require(value > 0, name, expected="a positive number", got=str(value))
+
+    def radius(self, box: int, resolution_shell: int) -> int:
+        """Largest shell used at a resolution, within what the box and the user allow."""
+        limit = box // 2 - 1
+        if self.max_radius:
+            limit = min(limit, self.max_radius)
+        return max(2, min(limit, resolution_shell + self.margin))
+
+    def order(self, resolution_shell: int) -> int:
+        """Grid order that resolves a shell: ``step <= 1.6 / shell`` for a particle of 0.8 box."""
+        order = self.coarse_order
+        while order < self.max_order and 1.0472 / 2**order > 1.6 / max(resolution_shell, 1):
+            order += 1
+        return order
+
+    @classmethod
+    def parse(cls, settings: dict[str, str]) -> "Schedule":
+        """A schedule from words, as the command line has them.
+
+        Raises
+        ------
+        InputError
+            For an unknown name or a value of the wrong kind, naming what there is.
+        """
+        kinds = {item.name: type(getattr(cls(), item.name)) for item in fields(cls)}
+        values = {}
+        for name, text in settings.items():
+            where = f"--set {name}={text}"
+            if name not in kinds:
+                expected = "one of " + ", ".join(sorted(kinds))
+                raise InputError(where, expected=expected, got=repr(name))
+            values[name] = _convert(where, text, kinds[name])
+        return cls(**values)
+
+
+def _convert(where: str, text: str, kind: type) -> object:
+    if kind is bool:
+        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        require(text.lower() in known, where, expected="true or false", got=repr(text))
+        return known[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(where, expected=f"a value of type {kind.__name__}", got=repr(text)) from None
