@@ -27,7 +27,9 @@ class Candidates:
     shift: Tensor
 
     @classmethod
-    def of(cls, row: Tensor, cell: Tensor, shift_mass: Tensor, shift: Tensor, mass: float) -> "Candidates":
+    def of(
+        cls, row: Tensor, cell: Tensor, shift_mass: Tensor, shift: Tensor, mass: float
+    ) -> "Candidates":
         """Pairs already chosen, with the smallest sets of ``shift`` [n, T] holding ``mass``."""
         keep = smallest_set(shift_mass, mass)
         width = int(keep.sum(1).max())

@@ -77,7 +77,9 @@ class FitConfig:
         for name, known in (("family", FAMILIES), ("poses", POSES)):
             value = getattr(self, name)
             require(value in known, f"--{name}", expected=" or ".join(known), got=repr(value))
-        require(self.low_pass_A > 0, "--low-pass", expected="Angstrom > 0", got=f"{self.low_pass_A}")
+        require(
+            self.low_pass_A > 0, "--low-pass", expected="Angstrom > 0", got=f"{self.low_pass_A}"
+        )
 
     def to_toml(self) -> str:
         """The text of ``config.toml``."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cryoprob.checks import require
 from cryoprob.fourier.normal import Insertion
+from cryoprob.geometry.symmetry import point_group
 from cryoprob.inference.candidates import Candidates, smallest_set
 from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.filtered import Filtered, filter_images
@@ -24,19 +25,27 @@ from cryoprob.particles import ParticleStack
 __all__ = ["e_step", "levels"]
 
 _CHUNK_BYTES = 2**28
+_CHUNK_IMAGES = 2048
 
 
 def e_step(
-    model: ParticleModel, guide: Guide, stack: ParticleStack, index: Tensor | None = None
+    model: ParticleModel,
+    guide: Guide,
+    stack: ParticleStack,
+    index: Tensor | None = None,
+    *,
+    symmetry: str = "C1",
 ) -> Statistics:
     """Posteriors of images ``index`` (default all) at the guide's volume, and the M-step's sums.
+
+    With a ``symmetry`` every slice is inserted at all equivalent orientations, in equal shares.
 
     Memory: a chunk of filtered images (256 MiB) and one block of scores; with a whole grid searched at
     once, also its slices and their sums, [Q, 3 m].
     """
     index = torch.arange(len(stack)) if index is None else index
     with torch.no_grad():
-        statistics = _nothing_yet(model, len(stack))
+        statistics = _nothing_yet(model, len(stack), symmetry)
         volume = guide.volume.coefficients
         run = _route(guide)
         for images in _chunks(model, stack, index):
@@ -75,7 +84,7 @@ def _route(guide: Guide) -> object:
 
 def _chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterator[Filtered]:
     """Filtered images, optics group by optics group, within the memory of a chunk."""
-    size = max(1, _CHUNK_BYTES // (12 * len(model.band)))
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (12 * len(model.band))))
     group = stack.group[index]
     for one in group.unique():
         members = index[group == one]
@@ -83,10 +92,10 @@ def _chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterat
             yield filter_images(model, stack, members[part])
 
 
-def _nothing_yet(model: ParticleModel, count: int) -> Statistics:
+def _nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
     sigma2 = model.noise.sigma2
     return Statistics(
-        Insertion(model.volume.slicer),
+        Insertion(model.volume.slicer, point_group(symmetry)),
         PosteriorSummary.empty(count, sigma2.dtype, sigma2.device),
         torch.zeros_like(sigma2, dtype=torch.float64),
         torch.zeros_like(sigma2[:, 0], dtype=torch.float64),
@@ -160,7 +169,7 @@ def _local(
 
 def _neighborhood(model: ParticleModel, guide: Guide, images: Filtered) -> Candidates:
     rotation, shift = model.rotation.coarser(), model.shift.coarser()
-    turned = guide.rotation.values[images.index] @ rotation.turn.mT
+    turned = rotation.turn.mT @ guide.rotation.values[images.index]
     radius = max(guide.rotation.radius, rotation.grid.spacing_deg)
     near = [rotation.grid.cells_within(one, radius) for one in turned]
     row = torch.repeat_interleave(torch.tensor([len(cells) for cells in near]))

@@ -15,7 +15,17 @@ from cryoprob.inference.statistics import Statistics
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps
 
-__all__ = ["Solution", "posterior_sample", "power", "solve_volume", "update_contrast", "update_noise", "update_tau2"]
+__all__ = [
+    "Solution",
+    "posterior_sample",
+    "power",
+    "solve_volume",
+    "tau2_from_fsc",
+    "update_contrast",
+    "update_noise",
+    "update_shift_sigma",
+    "update_tau2",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +167,28 @@ def update_tau2(model: ParticleModel, solution: Solution) -> None:
     last = model.band.radius
     found[last + 1 :] = found[last]
     tau2.copy_(found.clamp(min=1e-8 * float(found.max())))
+
+
+def tau2_from_fsc(model: ParticleModel, solution: Solution, curve: Tensor) -> None:
+    """Prior power per shell from the half maps' FSC [D / 2 + 1] (gold standard).
+
+    ``tau2 = FSC / (1 - FSC) / weight``, FSC clamped to [0.001, 0.999]. Scheres 2012, eq. 10-12.
+    """
+    tau2 = model.volume.tau2
+    clamped = curve.to(tau2).clamp(0.001, 0.999)
+    weight = shell_mean(solution.weight)
+    count = min(len(clamped), model.band.radius + 1)
+    found = clamped[:count] / (1 - clamped[:count]) / weight[:count].clamp(min=1e-12)
+    tau2[:count] = found
+    tau2[count:] = found[-1]
+
+
+def update_shift_sigma(model: ParticleModel, statistics: Statistics) -> None:
+    """Width of the shift prior from the posterior's second moment (at least half a pixel)."""
+    images = statistics.counts.sum()
+    variance = statistics.shift_power / (2 * images)
+    sigma = variance.sqrt().clamp(min=model.pixel_size / 2)
+    model.shift.sigma.fill_(float(sigma))
 
 
 def power(volume: Maps) -> Tensor:

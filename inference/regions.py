@@ -37,7 +37,9 @@ class Region:
     rows: Tensor
 
 
-def regions(level: Level, candidates: Candidates, slicer: Slicer, volume: Maps) -> Iterator[Region]:
+def regions(
+    level: Level, candidates: Candidates, slicer: Slicer, volume: Maps
+) -> Iterator[Region]:
     """Visit the children of all candidate cells, region by region, in a fixed order.
 
     A region is a cell two orders coarser than the candidates': at most 512 fine cells.

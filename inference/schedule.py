@@ -124,4 +124,6 @@ def _convert(where: str, text: str, kind: type) -> object:
     try:
         return kind(text)
     except ValueError:
-        raise InputError(where, expected=f"a value of type {kind.__name__}", got=repr(text)) from None
+        raise InputError(
+            where, expected=f"a value of type {kind.__name__}", got=repr(text)
+        ) from None

@@ -51,6 +51,10 @@ class PosteriorSummary:
         shift = torch.zeros(count, 2, **kind)
         return cls(evidence, rotation, shift, *(torch.zeros(count, **kind) for _ in range(4)))
 
+    def take(self, rows: Tensor) -> "PosteriorSummary":
+        """The summary of some images."""
+        return PosteriorSummary(*(getattr(self, item.name)[rows] for item in fields(self)))
+
     def put(self, rows: Tensor, part: "PosteriorSummary") -> None:
         """Write the summary of some images in place."""
         for item in fields(self):

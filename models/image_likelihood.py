@@ -48,7 +48,13 @@ class ImageLikelihood(TorchDistribution):
     def __init__(
         self, slices: Coefficients, phase: Tensor, ctf: Tensor, sigma2: Tensor, band: Band
     ) -> None:
-        self.slices, self.phase, self.ctf, self.sigma2, self.band = slices, phase, ctf, sigma2, band
+        self.slices, self.phase, self.ctf, self.sigma2, self.band = (
+            slices,
+            phase,
+            ctf,
+            sigma2,
+            band,
+        )
         parts = (slices, phase, ctf, sigma2)
         batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         super().__init__(batch, torch.Size([len(band)]), validate_args=False)
@@ -125,5 +131,3 @@ def _contract(left: Tensor, right: Tensor) -> Tensor:
 
 def _spans(first: int, second: int) -> tuple[range, range]:
     return range(first), range(first, first + second)
-
-

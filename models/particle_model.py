@@ -55,7 +55,9 @@ class ParticleModel(nn.Module):
         """Sample (or score) the latent sites and the images of a batch; returns the images, [N, M]."""
         volume = pyro.sample(sites.VOLUME, self.volume.prior())
         with sites.particles(batch):
-            rotation = pyro.sample(sites.ROTATION, self.rotation.prior(), infer=self.rotation.infer)
+            rotation = pyro.sample(
+                sites.ROTATION, self.rotation.prior(), infer=self.rotation.infer
+            )
             shift = pyro.sample(sites.SHIFT, self.shift.prior(), infer=self.shift.infer)
             observed = self.likelihood(volume, rotation, shift, batch)
             image: Tensor = pyro.sample(sites.IMAGE, observed, obs=batch.image)

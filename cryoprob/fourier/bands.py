@@ -50,7 +50,7 @@ class Band:
         return self.box // 2 + 2
 
     def numbers_per_shell(self) -> Tensor:
-        """Independent real numbers in each shell, [S]; in the full band their sum is ``box**2``."""
+        """Independent real numbers in each shell, [S]; all of them are ``box**2``."""
         return torch.bincount(self.shell, (self.weight**2).round(), self.n_shells)
 
     def prefix(self, radius: int) -> "Band":

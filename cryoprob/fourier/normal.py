@@ -42,6 +42,11 @@ class NormalEquations:
     right: Tensor
     stencil: Tensor
 
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
+        """The equations of both sets of slices."""
+        right, stencil = self.right + other.right, self.stencil + other.stencil
+        return NormalEquations(self.slicer, right, stencil)
+
     def right_side(self) -> Maps:
         """``b``, [D, D, D]."""
         return self.slicer.adjoint_transform(self.right)
@@ -68,11 +73,21 @@ class NormalEquations:
 class Insertion:
     """Sums of inserted slices; :meth:`equations` turns them into the normal equations.
 
+    Parameters
+    ----------
+    slicer
+        The operator that made the slices.
+    group
+        Point group [n, 3, 3]: every slice is inserted at ``R g`` for all its elements, a share each.
+
+    Notes
+    -----
     Memory: 43 numbers per grid cell and thread (``8 * 2^3 * radius^3`` cells, about).
     """
 
-    def __init__(self, slicer: Slicer) -> None:
+    def __init__(self, slicer: Slicer, group: Rotations | None = None) -> None:
         self.slicer = slicer
+        self.group = torch.eye(3)[None] if group is None else group
         self._linear = slicer.interpolation == "linear"
         width = 43 if self._linear else 3
         threads = torch.get_num_threads() if torch.device(slicer.device).type == "cpu" else 1
@@ -84,6 +99,12 @@ class Insertion:
 
     def add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
         """Insert slices: numerators [Q, M] (complex) and weights [Q, M] at rotations [Q, 3, 3]."""
+        group = self.group.to(rotations)
+        numerator, weight = (v / len(group) if len(group) > 1 else v for v in (numerator, weight))
+        for element in group:
+            self._add(numerator, weight, rotations @ element)
+
+    def _add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
         threads = len(self._sums)
         jobs = [list(self._chunks(rotations.shape[0]))[i::threads] for i in range(threads)]
 
@@ -179,6 +200,10 @@ def _corner_views(corner: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[sli
 
 def _shifted(offset: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Views of grid points and of their neighbors at ``offset``."""
-    cut = {-1: (slice(1, None), slice(0, -1)), 0: (slice(None),) * 2, 1: (slice(0, -1), slice(1, None))}
+    cut = {
+        -1: (slice(1, None), slice(0, -1)),
+        0: (slice(None),) * 2,
+        1: (slice(0, -1), slice(1, None)),
+    }
     here, there = zip(*(cut[d] for d in offset), strict=True)
     return tuple(here), tuple(there)

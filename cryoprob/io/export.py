@@ -11,7 +11,7 @@ from torch import Tensor
 from cryoprob.checks import InputError, require
 from cryoprob.geometry.rotations import matrix_to_euler
 from cryoprob.io.relion import ANGLES, CTF, ORIGINS
-from cryoprob.io.star import write_star
+from cryoprob.io.star import Values, write_star
 from cryoprob.types import PathType, Rotations, Shifts
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _REPLACED = {
 _OPTICS = ("voltage", "spherical_aberration", "amplitude_contrast")
 _RESERVED = ("rlnImageName", "rlnOpticsGroup")
 
-Texts = dict[str, Sequence[str]]
+Texts = dict[str, Values]
 
 
 def write_particles(
@@ -98,7 +98,7 @@ def _kept(table: "ParticleTable") -> Texts:
     if table.columns is not None:
         loop = table.columns.particles
         skipped = {*_REPLACED, *_RESERVED}
-        return {label: loop.texts(label) for label in loop.labels if label not in skipped}
+        return {label: loop.words(label) for label in loop.labels if label not in skipped}
     known = {CTF[name]: values for name, values in table.ctf.items() if name not in _OPTICS}
     return {label: _fixed(v) for label, v in known.items() if not np.isnan(v).any()}
 

@@ -21,15 +21,16 @@ from cryoprob.checks import InputError, require
 from cryoprob.io.files import replacing, require_file
 from cryoprob.types import PathType
 
-__all__ = ["Loop", "read_star", "write_star"]
+__all__ = ["Loop", "Values", "read_star", "write_star"]
 
-_CHUNK = 1 << 25
+_CHUNK, _ROWS = 1 << 25, 1 << 15
 _QUOTED = re.compile(rb"""(?<!\S)(?:'[^'\n]*'|"[^"\n]*")(?!\S)""")
 _BLANK, _HASH, _UNDERSCORE = 32, 35, 95
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
 Words = NDArray[np.bytes_]
+Values = Sequence[str] | Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class Loop:
 
     def texts(self, label: str) -> list[str]:
         """A column as strings."""
-        return [w.decode("utf-8", "surrogateescape") for w in self.words(label).tolist()]
+        return _texts(self.words(label))
 
     def numbers(self, label: str) -> NDArray[np.float64]:
         """A column as float64, [rows].
@@ -306,29 +307,38 @@ def _is_number(word: bytes) -> bool:
     return True
 
 
-def write_star(path: PathType, blocks: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+def write_star(path: PathType, blocks: Mapping[str, Mapping[str, Values]]) -> None:
     """Write loops ``{block: {label: values}}`` as RELION 3.1 does (version 30001), atomically.
 
-    Values that hold blanks are quoted (RELION reads those from version 4 on).
+    Values are strings, or a column of :meth:`Loop.words`; those that hold blanks are quoted
+    (RELION reads quotes from version 4 on).
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    pieces = []
-    for name, columns in blocks.items():
-        heads = "".join(f"_{label} #{n}\n" for n, label in enumerate(columns, 1))
-        values = zip(*map(_quoted, columns.values()), strict=True)
-        rows = "\n".join(map(" ".join, values))
-        pieces.append(f"\n# version 30001\n\ndata_{name}\n\nloop_\n{heads}{rows}\n\n")
-    with replacing(path) as temporary:
-        temporary.write_text("".join(pieces), encoding="utf-8", errors="surrogateescape")
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        for name, columns in blocks.items():
+            heads = "".join(f"_{label} #{n}\n" for n, label in enumerate(columns, 1))
+            stream.write(f"\n# version 30001\n\ndata_{name}\n\nloop_\n{heads}".encode())
+            size = len(next(iter(columns.values())))
+            assert all(len(values) == size for values in columns.values())
+            for low in range(0, size, _ROWS):
+                part = [_quoted(values[low : low + _ROWS]) for values in columns.values()]
+                rows = "".join(f"{' '.join(row)}\n" for row in zip(*part, strict=True))
+                stream.write(rows.encode("utf-8", "surrogateescape"))
+            stream.write(b"\n")
 
 
-def _quoted(values: Sequence[str]) -> Sequence[str]:
-    """The values, with quotes around those that would not be read back as one word."""
-    joined = " ".join(values)
-    if len(joined.split()) == len(values) and "#" not in joined:
-        return values
-    return [v if len(v.split()) == 1 and v[0] != "#" else f'"{v}"' for v in values]
+def _quoted(values: Values) -> Sequence[str]:
+    """Values as strings, with quotes around those that would not be read back as one word."""
+    texts = _texts(values) if isinstance(values, np.ndarray) else values
+    joined = " ".join(texts)
+    if len(joined.split()) == len(texts) and "#" not in joined:
+        return texts
+    return [v if len(v.split()) == 1 and v[0] != "#" else f'"{v}"' for v in texts]
+
+
+def _texts(words: Words) -> list[str]:
+    return [word.decode("utf-8", "surrogateescape") for word in words.tolist()]

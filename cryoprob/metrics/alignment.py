@@ -211,7 +211,7 @@ def _apart(score: Tensor, rotations: Rotations, count: int, angle_deg: float) ->
 
 
 def _refine(match: BandMatch, start: _Candidates) -> _Candidates:
-    """Fisher scoring from each candidate; the best point on its way is kept."""
+    """Fisher scoring from each candidate; the last of the best points on its way is kept."""
     here = best = _Candidates(
         start.rotation, start.shift, start.mirrored, torch.full_like(start.score, -torch.inf)
     )
@@ -235,10 +235,13 @@ def _moved(here: _Candidates, step: Tensor, radius: int) -> _Candidates:
 
 
 def _better(first: _Candidates, second: _Candidates) -> _Candidates:
-    wins = second.score > first.score
+    """The later of two points unless its score is worse by more than interpolation explains."""
+    wins = second.score > first.score - 1e-3 * first.score.abs().nan_to_num(posinf=0)
     rotation = torch.where(wins[:, None, None], second.rotation, first.rotation)
     shift = torch.where(wins[:, None], second.shift, first.shift)
-    return _Candidates(rotation, shift, first.mirrored, torch.maximum(first.score, second.score))
+    return _Candidates(
+        rotation, shift, first.mirrored, torch.where(wins, second.score, first.score)
+    )
 
 
 def _smallest(found: _Candidates, group: Rotations, width_A: float) -> Motion:

@@ -24,9 +24,7 @@ class GridDistribution(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_enumerate_support = True
 
-    def __init__(
-        self, points: Tensor, log_mass: Tensor, shape: torch.Size = torch.Size()
-    ) -> None:
+    def __init__(self, points: Tensor, log_mass: Tensor, shape: torch.Size = torch.Size()) -> None:
         self.points, self.log_mass = points, log_mass
         super().__init__(shape, points.shape[1:], validate_args=False)
 

@@ -78,7 +78,7 @@ class RotationGridPrior(PosePrior):
     symmetry
         Point group of the molecule; only rotations of one asymmetric unit are kept.
     turn
-        Rotation applied on the right of every grid point (a turn of the molecule's frame), [3, 3].
+        Rotation applied on the left of every grid point (a turn of the laboratory), [3, 3].
     like
         A tensor whose dtype and device the points take.
     """
@@ -117,7 +117,7 @@ class RotationGridPrior(PosePrior):
         """Rotations of grid cells (default: the support), [Q, 3, 3]."""
         cells = self.cells() if cells is None else cells
         found = self.grid.matrices(cells, dtype=torch.float64).to(self.turn)
-        return found @ self.turn
+        return self.turn @ found
 
     def prior(self) -> GridDistribution:
         """Equal masses on the support."""

@@ -1,0 +1,173 @@
+"""The commands and their options; what they do lies in the modules they call."""
+
+from typing import Annotated
+
+import typer
+
+from cryoprob.app import options as o
+from cryoprob.app.guard import guarded
+
+__all__ = ["app"]
+
+_TAGLINE = "Cryo-EM single-particle reconstruction as probabilistic programming."
+
+app = typer.Typer(
+    name="cryoprob",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _example(*lines: str) -> str:
+    """The end of a help text; each line is a command to copy."""
+    return "\n\n".join(["[bold]Example[/bold]", *(f"  {line}" for line in lines)])
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"cryoprob {version('cryoprob')}")
+        raise typer.Exit
+
+
+@app.callback(help=_TAGLINE, epilog=_example("cryoprob demo"))
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it and stop.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=_example("cryoprob demo --out demo"))
+@guarded
+def demo(out: o.DemoOut = None, seed: o.Seed = None, threads: o.Threads = None) -> None:
+    """A tour in a few minutes: simulate adenylate kinase, find its map from nothing, compare."""
+    from cryoprob.app.demo import run_demo
+
+    run_demo(out, seed, threads)
+
+
+@app.command(epilog=_example("cryoprob info particles.star"))
+@guarded
+def info(
+    particles: o.Particles,
+    pixel_size: o.PixelSize = None,
+    box: o.Crop = None,
+    invert: o.Invert = None,
+) -> None:
+    """What is in a particle stack, what is wrong with it, and what a fit would take."""
+    from cryoprob.app.info import show_info
+
+    show_info(particles, pixel_size=pixel_size, box=box, invert=bool(invert))
+
+
+@app.command(
+    epilog=_example(
+        "cryoprob simulate --phantom adk-open --n 1000 --box 32 --pixel-size 3 --snr 0.5 --out sim",
+        "cryoprob simulate --structure 4ake.pdb --n 5000 --box 64 --pixel-size 2 --out sim",
+    )
+)
+@guarded
+def simulate(
+    out: o.Out,
+    n: o.Number = 1000,
+    structure: o.Structure = None,
+    map: o.MapFile = None,
+    phantom: o.Phantom = None,
+    box: o.Side = None,
+    pixel_size: o.MadePixelSize = None,
+    resolution: o.Detail = None,
+    snr: o.Snr = 0.1,
+    shift_sd: o.ShiftSd = None,
+    no_ctf: o.NoCtf = False,
+    defocus: o.Defocus = (10000.0, 25000.0),
+    astigmatism: o.Astigmatism = 400.0,
+    voltage: o.Voltage = 300.0,
+    cs: o.Cs = 2.7,
+    amplitude_contrast: o.AmplitudeContrast = 0.1,
+    seed: o.Seed = None,
+) -> None:
+    """Draw a particle stack from the model: images, their tables, and the truth.
+
+    Poses are uniform, noise is white and of variance 1. Writes particles.mrcs, particles.star
+    (without poses), truth.star (with them) and truth.mrc (scaled to the images).
+    """
+    from cryoprob.app.simulate import Source, run_simulate
+    from cryoprob.models.simulate import Microscope
+
+    lens = (defocus, astigmatism, voltage, cs, amplitude_contrast)
+    source = Source(structure, map, phantom, box, pixel_size, resolution)
+    run_simulate(source, out, n, snr, seed, shift_sd, None if no_ctf else Microscope(*lens))
+
+
+@app.command(
+    epilog=_example(
+        "cryoprob fit particles.star --out run1",
+        "cryoprob fit particles.star --out run2 --reference map.mrc --low-pass 40 --half-sets",
+        "cryoprob fit --resume --out run1",
+    )
+)
+@guarded
+def fit(
+    out: o.Out,
+    particles: o.MaybeParticles = None,
+    family: o.Family = None,
+    reference: o.Reference = None,
+    low_pass: o.LowPass = None,
+    poses: o.PoseUse = None,
+    mask: o.Mask = None,
+    symmetry: o.Symmetry = None,
+    box: o.Crop = None,
+    pixel_size: o.PixelSize = None,
+    invert: o.Invert = None,
+    half_sets: o.HalfSets = None,
+    resume: o.Resume = False,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    device: o.Device = None,
+    double: o.Double = None,
+    config: o.ConfigFile = None,
+    settings: o.Settings = None,
+) -> None:
+    """Reconstruct a map from particles, with the posterior of every pose.
+
+    Without --reference (and without known poses) it starts from nothing. Settings are taken from
+    the defaults, then --config, then the options, then --set.
+    """
+    from cryoprob.app.fit import configure, run
+
+    given = {
+        "particles": particles,
+        "family": family,
+        "reference": reference,
+        "low_pass_A": low_pass,
+        "poses": poses,
+        "mask": mask,
+        "symmetry": symmetry,
+        "box": box,
+        "pixel_size": pixel_size,
+        "invert": invert,
+        "half_sets": half_sets,
+        "seed": seed,
+        "threads": threads,
+        "device": device,
+        "double": double,
+    }
+    run(configure(given, settings or [], config, out, resume), out, resume=resume)
+
+
+@app.command(epilog=_example("cryoprob evaluate run1 --truth sim"))
+@guarded
+def evaluate(run: o.Run, truth: o.Truth) -> None:
+    """Compare a fit with the truth: FSC and pose errors, whatever its rotation, shift and hand.
+
+    Writes evaluation.json into the folder of the fit.
+    """
+    from cryoprob.app.evaluate import show_evaluation
+
+    show_evaluation(run, truth)

@@ -1,0 +1,89 @@
+"""Models and guides of exact EM, built from a stack and a schedule."""
+
+import torch
+from torch import Tensor
+
+from cryoprob.fourier.bands import full_band
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.treatments.base import Treatment
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.known import Known
+from cryoprob.inference.treatments.local import Local
+from cryoprob.inference.treatments.point import Point
+from cryoprob.models.contrast import Contrast
+from cryoprob.models.noises.radial_noise import RadialNoise
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+from cryoprob.particles import ParticleStack
+from cryoprob.types import Maps
+
+__all__ = ["build_guide", "build_model", "image_power"]
+
+_BLOCK = 512
+
+
+def image_power(stack: ParticleStack, index: Tensor | None = None) -> Tensor:
+    """Mean power of a number in each shell, per optics group, [G, S] (float64)."""
+    index = torch.arange(len(stack)) if index is None else index
+    band = full_band(stack.box)
+    groups = int(stack.group.max()) + 1
+    total = torch.zeros(groups, band.n_shells, dtype=torch.float64)
+    for part in index.split(_BLOCK):
+        batch = stack.batch(part, band.prefix(1))
+        total.index_add_(0, batch.group, batch.power)
+    counts = torch.bincount(stack.group[index], minlength=groups).clamp(min=1)
+    return total / (counts[:, None] * band.numbers_per_shell())
+
+
+def build_model(
+    stack: ParticleStack,
+    schedule: Schedule,
+    power: Tensor,
+    *,
+    radius: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> ParticleModel:
+    """A particle model whose noise starts at the images' own power.
+
+    While the map explains nothing the noise explains all: the likelihood is tempered, most where the
+    signal is strongest, and it sharpens by itself as the map improves (DESIGN.md, section 4).
+    """
+    kind = {"dtype": dtype, "device": device}
+    floor = 1e-3 * float(power.mean())
+    sigma2 = power.clamp(min=floor).to(**kind)
+    signal = sigma2.mean(0) / stack.box
+    volume = FourierVoxels(
+        stack.box, signal, radius=radius, interpolation=schedule.interpolation, **kind
+    )
+    sigma = schedule.shift_extent * stack.pixel_size / 2
+    total = len(stack) if schedule.contrast else 0
+    return ParticleModel(
+        volume,
+        UniformRotation(**kind),
+        GaussianShift(sigma, **kind),
+        RadialNoise(sigma2),
+        stack.pixel_size,
+        Contrast(total, **kind),
+    )
+
+
+def build_guide(
+    model: ParticleModel, start: Maps, schedule: Schedule, stack: ParticleStack, poses: str
+) -> Guide:
+    """Exact poses (pruned by the schedule), known ones, or a local search around them."""
+    volume = Point(start.to(model.volume.tau2))
+    if poses == "ignore":
+        mass = None if schedule.mass == 1 else schedule.mass
+        exact = Exact(mass, coarse_order=schedule.coarse_order)
+        return Guide(rotation=exact, shift=exact, volume=volume)
+    rotation = stack.rotation.to(model.volume.tau2)
+    shift = stack.shift.to(model.volume.tau2)
+    treatments: tuple[Treatment, Treatment] = (Known(rotation), Known(shift))
+    if poses == "local":
+        reach = 2 * schedule.shift_step * stack.pixel_size
+        treatments = (Local(rotation, 12.0), Local(shift, reach))
+    return Guide(rotation=treatments[0], shift=treatments[1], volume=volume)

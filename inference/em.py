@@ -1,0 +1,228 @@
+"""Exact EM with frequency marching, grids that grow finer, and half sets: init and step."""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from cryoprob.geometry.rotations import random_rotations
+from cryoprob.inference.e_step import e_step
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.m_step import (
+    Solution,
+    solve_volume,
+    tau2_from_fsc,
+    update_contrast,
+    update_noise,
+    update_shift_sigma,
+    update_tau2,
+)
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.solvent import Solvent
+from cryoprob.inference.statistics import PosteriorSummary, Statistics
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.known import Known
+from cryoprob.metrics.fsc import fsc, last_shell
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.fourier.shells import shell_mean
+from cryoprob.particles import ParticleStack
+
+__all__ = ["EMState", "ExactEM", "Half"]
+
+
+@dataclass(eq=False)
+class Half:
+    """One independent reconstruction: its model, guide and images."""
+
+    model: ParticleModel
+    guide: Guide
+    index: Tensor
+    solution: Solution | None = None
+
+
+@dataclass(eq=False)
+class EMState:
+    """Where a refinement stands.
+
+    Attributes
+    ----------
+    halves
+        One, or two with half sets.
+    iteration
+        Steps taken.
+    order
+        Grid order of the last step.
+    shell
+        Resolution: the last shell with more signal than a third of the noise, or of FSC 0.143.
+    best, stalled
+        Largest log evidence per image so far, and steps without progress.
+    done
+        Nothing more to gain.
+    history
+        One record per step.
+    curve
+        FSC of the half maps, or empty.
+    """
+
+    halves: list[Half]
+    iteration: int = 0
+    order: int = 0
+    shell: int = 0
+    best: float = -torch.inf
+    stalled: int = 0
+    done: bool = False
+    history: list[dict[str, object]] = field(default_factory=list)
+    curve: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+@dataclass(frozen=True)
+class ExactEM:
+    """EM over discretized poses (or known ones): E-step, closed-form M-step, schedule.
+
+    Parameters
+    ----------
+    schedule
+        Bands, grids and stopping.
+    seed
+        Of the random turns of the grid.
+    solvent
+        Mask applied to the maps.
+    symmetry
+        Point group.
+    """
+
+    schedule: Schedule
+    seed: int
+    solvent: Solvent
+    symmetry: str = "C1"
+
+    def step(self, state: EMState, stack: ParticleStack) -> dict[str, object]:
+        """One E-step and M-step of every half; returns (and appends) the step's record."""
+        began = perf_counter()
+        grew = self._plan(state)
+        parts = [self._e_step(half, stack) for half in state.halves]
+        for half, statistics in zip(state.halves, parts, strict=True):
+            self._m_step(state, half, statistics, rounds=2 if grew else 1)
+        self._resolve(state, stack.box)
+        record = self._record(state, parts, grew)
+        state.history.append(record)
+        return {**record, "seconds": perf_counter() - began}
+
+    def posterior(self, state: EMState, stack: ParticleStack) -> PosteriorSummary:
+        """Posterior of every image at the final volume(s)."""
+        found = None
+        for half in state.halves:
+            summary = self._e_step(half, stack).summary
+            if found is None:
+                found = summary
+            else:
+                found.put(half.index, summary.take(half.index))
+        assert found is not None
+        return found
+
+    def _plan(self, state: EMState) -> bool:
+        """Set band and grids of the step; whether they grew."""
+        first = state.halves[0]
+        known = isinstance(first.guide.rotation, Known)
+        shell = state.shell if not known else first.model.band.box
+        radius = self.schedule.radius(first.model.band.box, shell)
+        order = max(state.order, self.schedule.order(state.shell))
+        grew = radius > first.model.band.radius or order > state.order or state.iteration == 0
+        state.order = order
+        for number, half in enumerate(state.halves):
+            half.model.volume.set_band(radius)
+            if not known:
+                self._grids(half, order, 2 * state.iteration + number)
+        return grew
+
+    def _grids(self, half: Half, order: int, draw: int) -> None:
+        model, plan = half.model, self.schedule
+        tau2 = model.volume.tau2
+        generator = torch.Generator().manual_seed(self.seed * 100003 + draw)
+        turn = random_rotations(1, generator, dtype=torch.float64)[0] if plan.turn else None
+        uniform = UniformRotation(tau2.dtype, tau2.device)
+        model.rotation = uniform.discretize(order, symmetry=self.symmetry, turn=turn)
+        prior = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
+        lengths = (plan.shift_extent * model.pixel_size, plan.shift_step * model.pixel_size)
+        pruned = isinstance(half.guide.rotation, Exact)
+        refine = order - plan.coarse_order if pruned else max(order - plan.coarse_order, 1)
+        model.shift = prior.discretize(*lengths, refine=refine)
+
+    def _e_step(self, half: Half, stack: ParticleStack) -> Statistics:
+        return e_step(half.model, half.guide, stack, half.index, symmetry=self.symmetry)
+
+    def _m_step(self, state: EMState, half: Half, statistics: Statistics, rounds: int) -> None:
+        model, point = half.model, half.guide.volume
+        equations = statistics.insertion.equations()
+        for _ in range(rounds):
+            tau2, start = model.volume.tau2, point.coefficients.data
+            half.solution = solve_volume(equations, tau2, start, exact=self.schedule.exact)
+            point.coefficients.data = half.solution.volume
+            if self.schedule.tau2 and len(state.halves) == 1:
+                update_tau2(model, half.solution)
+        point.coefficients.data = self.solvent(half.solution.volume, model.pixel_size)
+        if self.schedule.noise:
+            update_noise(model, statistics)
+        if self.schedule.shift_sigma:
+            update_shift_sigma(model, statistics)
+        if self.schedule.contrast:
+            update_contrast(model, statistics)
+
+    def _resolve(self, state: EMState, box: int) -> None:
+        """Resolution, and the prior power from the half maps where there are two."""
+        first = state.halves[0]
+        if len(state.halves) == 1:
+            signal = first.model.volume.tau2 * shell_mean(first.solution.weight)
+            state.shell = last_shell(signal[: box // 2 + 1].clamp(max=1e6), 1 / 3)
+            return
+        maps = [half.guide.volume.coefficients.data for half in state.halves]
+        state.curve = fsc(*maps)
+        state.shell = last_shell(state.curve, 0.143)
+        for half in state.halves:
+            tau2_from_fsc(half.model, half.solution, state.curve)
+
+    def _record(self, state: EMState, parts: list[Statistics], grew: bool) -> dict[str, object]:
+        images = sum(len(half.index) for half in state.halves)
+        evidence = torch.cat(
+            [p.summary.log_evidence[h.index] for p, h in zip(parts, state.halves, strict=True)]
+        )
+        mean = float(evidence.mean())
+        sharp = torch.cat(
+            [p.summary.probability[h.index] for p, h in zip(parts, state.halves, strict=True)]
+        )
+        self._judge(state, mean, float(sharp.mean()), grew)
+        state.iteration += 1
+        model = state.halves[0].model
+        width = model.band.box * model.pixel_size
+        return {
+            "iteration": state.iteration,
+            "log_evidence": mean,
+            "kind": "log_evidence, nats per image, full band",
+            "resolution_A": width / max(state.shell, 1),
+            "radius": model.band.radius,
+            "order": state.order,
+            "probability": float(sharp.mean()),
+            "images": images,
+        }
+
+    def _judge(self, state: EMState, mean: float, sharp: float, grew: bool) -> None:
+        """Count steps without progress; then take a finer grid if posteriors are sharper than it, or stop."""
+        if grew or mean > state.best + self.schedule.gain:
+            state.stalled = 0
+        else:
+            state.stalled += 1
+        state.best = max(state.best, mean)
+        known = isinstance(state.halves[0].guide.rotation, Known)
+        if (
+            state.stalled >= 2
+            and not known
+            and sharp > 0.5
+            and state.order < self.schedule.max_order
+        ):
+            state.order, state.stalled = state.order + 1, 0
+        elif state.stalled >= 2:
+            state.done = True
+        state.done = state.done or state.iteration + 1 >= self.schedule.max_iterations
