@@ -8,13 +8,12 @@ and band. cryoSPARC's ab initio (Punjani 2017) with exact posteriors; measured i
 
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
-from torch import Tensor
-
-from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.build import build_model
 from cryoprob.inference.e_step import e_step
+from cryoprob.inference.em import Half, pack_half, unpack_half
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.m_step import solve_volume, update_noise
 from cryoprob.inference.schedule import Schedule
@@ -23,13 +22,17 @@ from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from torch import Tensor
+
+from cryoprob.geometry.rotations import random_rotations
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
 
 __all__ = ["AbInitio", "AbInitioState", "Start"]
 
+_PLAIN = ("number", "iteration", "done", "history")
 _FULL_STEPS = 8
 _FULL_IMAGES = 2000
 _FIRST_RADIUS = 3
@@ -49,8 +52,8 @@ class AbInitioState:
 
     Attributes
     ----------
-    model, guide
-        Of the current start; None between starts.
+    current
+        Model and guide of the current start; None between starts.
     number, iteration
         The current start, and steps taken in it.
     starts
@@ -59,18 +62,25 @@ class AbInitioState:
         One record per step.
     """
 
-    model: ParticleModel | None = None
-    guide: Guide | None = None
+    current: Half | None = None
     number: int = 0
     iteration: int = 0
     starts: list[Start] = field(default_factory=list)
-    history: list[dict[str, object]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
 
     @property
     def winner(self) -> Start:
         """The start of the largest log evidence."""
         return max(self.starts, key=lambda start: start.log_evidence)
+
+    def pack(self) -> dict[str, Any]:
+        """Everything a checkpoint needs, as tensors and plain values."""
+        return {
+            **{name: getattr(self, name) for name in _PLAIN},
+            "current": None if self.current is None else pack_half(self.current),
+            "starts": [(start.volume, start.log_evidence) for start in self.starts],
+        }
 
 
 @dataclass(frozen=True)
@@ -96,11 +106,16 @@ class AbInitio:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
 
-    def step(self, state: AbInitioState, stack: ParticleStack) -> dict[str, object]:
+    @property
+    def steps(self) -> int:
+        """Steps of all starts together."""
+        return self.schedule.starts * (self.schedule.start_steps + _FULL_STEPS)
+
+    def step(self, state: AbInitioState, stack: ParticleStack) -> dict[str, Any]:
         """One stochastic or full EM step of the current start."""
         began = perf_counter()
-        if state.model is None:
-            self._begin(state, stack)
+        if state.current is None:
+            state.current = self._begin(state, stack)
         stochastic = state.iteration < self.schedule.start_steps
         record = self._stochastic(state, stack) if stochastic else self._full(state, stack)
         state.iteration += 1
@@ -110,24 +125,40 @@ class AbInitio:
             self._finish(state, record["log_evidence"])
         return {**record, "seconds": perf_counter() - began}
 
-    def _begin(self, state: AbInitioState, stack: ParticleStack) -> None:
-        """Back-project a few images at random poses."""
-        state.iteration = 0
+    def restore(self, content: dict[str, Any], stack: ParticleStack) -> AbInitioState:
+        """The state of a checkpoint."""
+        state = AbInitioState(**{name: content[name] for name in _PLAIN})
+        state.starts = [Start(volume, evidence) for volume, evidence in content["starts"]]
+        if content["current"] is not None:
+            state.current = self._new(stack, content["current"]["volume"])
+            unpack_half(state.current, content["current"])
+        return state
+
+    def _new(self, stack: ParticleStack, volume: Maps) -> Half:
+        """Model and guide of a start at a map."""
         kind = {"dtype": self.dtype, "device": self.device}
         model = build_model(stack, self.schedule, self.power, radius=_FIRST_RADIUS + 1, **kind)
-        generator = self._generator(state)
-        rotation = random_rotations(len(stack), generator, dtype=self.dtype).to(self.device)
-        zero = torch.zeros(stack.box, stack.box, stack.box, **kind)
-        known = Known(torch.zeros(len(stack), 2, **kind))
-        guide = Guide(rotation=Known(rotation), shift=known, volume=Point(zero))
-        index = self._subset(stack, generator, self.schedule.start_images)
-        equations = e_step(model, guide, stack, index).insertion.equations()
-        start = solve_volume(equations, model.volume.tau2, zero, tolerance=1e-3).volume
         exact = Exact()
-        state.model, state.guide = model, Guide(rotation=exact, shift=exact, volume=Point(start))
+        guide = Guide(rotation=exact, shift=exact, volume=Point(volume.to(**kind)))
+        return Half(model, guide, torch.arange(len(stack)))
 
-    def _stochastic(self, state: AbInitioState, stack: ParticleStack) -> dict[str, object]:
-        model, guide = state.model, state.guide
+    def _begin(self, state: AbInitioState, stack: ParticleStack) -> Half:
+        """Back-project a few images at random poses."""
+        state.iteration = 0
+        generator = self._generator(state)
+        start = self._new(stack, torch.zeros(stack.box, stack.box, stack.box))
+        zero = start.guide.volume.coefficients.data
+        rotation = random_rotations(len(stack), generator, dtype=self.dtype).to(self.device)
+        known = Known(rotation), Known(zero.new_zeros(len(stack), 2))
+        guide = Guide(rotation=known[0], shift=known[1], volume=start.guide.volume)
+        index = self._subset(stack, generator, self.schedule.start_images)
+        equations = e_step(start.model, guide, stack, index).insertion.equations()
+        found = solve_volume(equations, start.model.volume.tau2, zero, tolerance=1e-3)
+        start.guide.volume.coefficients.data = found.volume
+        return start
+
+    def _stochastic(self, state: AbInitioState, stack: ParticleStack) -> dict[str, Any]:
+        model, guide = state.current.model, state.current.guide
         generator = self._generator(state)
         share = state.iteration / self.schedule.start_steps
         growth = self.schedule.start_radius - _FIRST_RADIUS
@@ -140,8 +171,8 @@ class AbInitio:
         update_noise(model, statistics, rate=0.2)
         return self._record(state, statistics.summary.log_evidence[index])
 
-    def _full(self, state: AbInitioState, stack: ParticleStack) -> dict[str, object]:
-        model, guide = state.model, state.guide
+    def _full(self, state: AbInitioState, stack: ParticleStack) -> dict[str, Any]:
+        model, guide = state.current.model, state.current.guide
         generator = self._generator(state)
         self._grids(state, self.schedule.start_radius, 2, generator)
         index = torch.arange(min(len(stack), _FULL_IMAGES))
@@ -152,17 +183,17 @@ class AbInitio:
         update_noise(model, statistics)
         return self._record(state, statistics.summary.log_evidence[index])
 
-    def _finish(self, state: AbInitioState, log_evidence: object) -> None:
-        volume = state.guide.volume.coefficients.data.clone()
+    def _finish(self, state: AbInitioState, log_evidence: float) -> None:
+        volume = state.current.guide.volume.coefficients.data.clone()
         state.starts.append(Start(volume, float(log_evidence)))
-        state.model = state.guide = None
+        state.current = None
         state.number += 1
         state.done = state.number == self.schedule.starts
 
     def _grids(
         self, state: AbInitioState, radius: int, order: int, generator: torch.Generator
     ) -> None:
-        model = state.model
+        model = state.current.model
         kind = {"dtype": self.dtype, "device": self.device}
         turn = random_rotations(1, generator, dtype=torch.float64)[0]
         model.volume.set_band(radius)
@@ -178,20 +209,21 @@ class AbInitio:
         masked = Solvent("sphere")(volume, model.pixel_size)
         return torch.where(masked < 0, 0.3 * masked, masked)
 
-    def _record(self, state: AbInitioState, log_evidence: Tensor) -> dict[str, object]:
-        band = state.model.band
+    def _record(self, state: AbInitioState, log_evidence: Tensor) -> dict[str, Any]:
+        model = state.current.model
+        band = model.band
         return {
             "log_evidence": float(log_evidence.mean()),
             "kind": f"log_evidence, nats per image of {band.box} pixels",
-            "resolution_A": band.box * state.model.pixel_size / band.radius,
+            "resolution_A": band.box * model.pixel_size / band.radius,
             "radius": band.radius,
-            "order": state.model.rotation.order,
+            "order": model.rotation.order,
             "images": len(log_evidence),
         }
 
     def _generator(self, state: AbInitioState) -> torch.Generator:
         number = (self.seed * 1009 + state.number) * 100003 + state.iteration
-        return torch.Generator().manual_seed(number + (state.model is None) * 50021)
+        return torch.Generator().manual_seed(number + (state.current is None) * 50021)
 
     @staticmethod
     def _subset(stack: ParticleStack, generator: torch.Generator, count: int) -> Tensor:

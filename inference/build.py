@@ -1,9 +1,8 @@
 """Models and guides of exact EM, built from a stack and a schedule."""
 
-import torch
-from torch import Tensor
+from math import pi
 
-from cryoprob.fourier.bands import full_band
+import torch
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.base import Treatment
@@ -17,10 +16,13 @@ from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+from torch import Tensor
+
+from cryoprob.fourier.bands import full_band
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
 
-__all__ = ["build_guide", "build_model", "image_power"]
+__all__ = ["build_guide", "build_model", "image_power", "noise_log_density"]
 
 _BLOCK = 512
 
@@ -36,6 +38,22 @@ def image_power(stack: ParticleStack, index: Tensor | None = None) -> Tensor:
         total.index_add_(0, batch.group, batch.power)
     counts = torch.bincount(stack.group[index], minlength=groups).clamp(min=1)
     return total / (counts[:, None] * band.numbers_per_shell())
+
+
+def noise_log_density(stack: ParticleStack) -> Tensor:
+    """Log density of every image under noise of its group's mean power, [N] (float64).
+
+    The best that no map at all can do; the price of noise, against which a map's gain is counted.
+    """
+    band, power = full_band(stack.box), image_power(stack)
+    counts = band.numbers_per_shell()
+    constant = (counts * torch.log(2 * pi * power)).sum(1)
+    parts = []
+    for part in torch.arange(len(stack)).split(_BLOCK):
+        batch = stack.batch(part, band.prefix(1))
+        found = (batch.power / power[batch.group]).sum(1)
+        parts.append(-(found + constant[batch.group]) / 2)
+    return torch.cat(parts)
 
 
 def build_model(

@@ -4,8 +4,9 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from cryoprob.checks import InputError, require
 from cryoprob.inference.schedule import Schedule
+
+from cryoprob.checks import InputError, require
 
 __all__ = ["FAMILIES", "POSES", "FitConfig"]
 

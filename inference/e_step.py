@@ -3,11 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
-
-from cryoprob.checks import require
-from cryoprob.fourier.normal import Insertion
-from cryoprob.geometry.symmetry import point_group
 from cryoprob.inference.candidates import Candidates, smallest_set
 from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.filtered import Filtered, filter_images
@@ -20,6 +15,11 @@ from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
+from torch import Tensor
+
+from cryoprob.checks import require
+from cryoprob.fourier.normal import Insertion
+from cryoprob.geometry.symmetry import point_group
 from cryoprob.particles import ParticleStack
 
 __all__ = ["e_step", "levels"]

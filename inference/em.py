@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
-from torch import Tensor
-
-from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.m_step import (
@@ -23,14 +21,20 @@ from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.statistics import PosteriorSummary, Statistics
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
-from cryoprob.metrics.fsc import fsc, last_shell
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
+from torch import Tensor
+
+from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import shell_mean
+from cryoprob.geometry.rotations import random_rotations
+from cryoprob.metrics.fsc import fsc, last_shell
 from cryoprob.particles import ParticleStack
 
-__all__ = ["EMState", "ExactEM", "Half"]
+__all__ = ["EMState", "ExactEM", "Half", "pack_half", "unpack_half"]
+
+_PLAIN = ("iteration", "order", "shell", "best", "stalled", "done", "history")
 
 
 @dataclass(eq=False)
@@ -74,8 +78,50 @@ class EMState:
     best: float = -torch.inf
     stalled: int = 0
     done: bool = False
-    history: list[dict[str, object]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     curve: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def pack(self) -> dict[str, Any]:
+        """Everything a checkpoint needs, as tensors and plain values."""
+        plain = {n: getattr(self, n) for n in _PLAIN}
+        return {**plain, "curve": self.curve, "halves": [pack_half(half) for half in self.halves]}
+
+    def unpack(self, content: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint; the halves' parts are there already."""
+        for name in _PLAIN:
+            setattr(self, name, content[name])
+        self.curve = content["curve"]
+        for half, packed in zip(self.halves, content["halves"], strict=True):
+            unpack_half(half, packed)
+
+
+def pack_half(half: Half) -> dict[str, Tensor]:
+    """The numbers of a model and its volume."""
+    model = half.model
+    return {
+        "volume": half.guide.volume.coefficients.data,
+        "tau2": model.volume.tau2,
+        "sigma2": model.noise.sigma2,
+        "shift_sigma": model.shift.sigma,
+        "scale": model.contrast.scale,
+        "spread": model.contrast.spread,
+        "radius": torch.tensor(model.band.radius),
+    }
+
+
+def unpack_half(half: Half, packed: dict[str, Tensor]) -> None:
+    """Put the numbers of a checkpoint back."""
+    model = half.model
+    model.volume.set_band(int(packed["radius"]))
+    half.guide.volume.coefficients.data = packed["volume"].to(model.volume.tau2)
+    for name, target in (
+        ("tau2", model.volume.tau2),
+        ("sigma2", model.noise.sigma2),
+        ("shift_sigma", model.shift.sigma),
+        ("scale", model.contrast.scale),
+        ("spread", model.contrast.spread),
+    ):
+        target.copy_(packed[name])
 
 
 @dataclass(frozen=True)
@@ -99,7 +145,7 @@ class ExactEM:
     solvent: Solvent
     symmetry: str = "C1"
 
-    def step(self, state: EMState, stack: ParticleStack) -> dict[str, object]:
+    def step(self, state: EMState, stack: ParticleStack) -> dict[str, Any]:
         """One E-step and M-step of every half; returns (and appends) the step's record."""
         began = perf_counter()
         grew = self._plan(state)
@@ -111,17 +157,23 @@ class ExactEM:
         state.history.append(record)
         return {**record, "seconds": perf_counter() - began}
 
-    def posterior(self, state: EMState, stack: ParticleStack) -> PosteriorSummary:
-        """Posterior of every image at the final volume(s)."""
-        found = None
-        for half in state.halves:
-            summary = self._e_step(half, stack).summary
-            if found is None:
-                found = summary
-            else:
-                found.put(half.index, summary.take(half.index))
-        assert found is not None
-        return found
+    def posterior(
+        self, state: EMState, stack: ParticleStack
+    ) -> tuple[PosteriorSummary, NormalEquations]:
+        """Posterior of every image at the final volume(s), and the normal equations of all."""
+        parts = [self._e_step(half, stack) for half in state.halves]
+        summary, equations = parts[0].summary, parts[0].insertion.equations()
+        for half, part in zip(state.halves[1:], parts[1:], strict=True):
+            summary.put(half.index, part.summary.take(half.index))
+            equations = equations + part.insertion.equations()
+        return summary, equations
+
+    def solve(self, half: Half, equations: NormalEquations) -> Solution:
+        """The map of some normal equations under a half's prior."""
+        start = half.guide.volume.coefficients.data
+        return solve_volume(
+            equations, half.model.volume.tau2, start, exact=self.schedule.exact, tolerance=1e-3
+        )
 
     def _plan(self, state: EMState) -> bool:
         """Set band and grids of the step; whether they grew."""
@@ -158,8 +210,7 @@ class ExactEM:
         model, point = half.model, half.guide.volume
         equations = statistics.insertion.equations()
         for _ in range(rounds):
-            tau2, start = model.volume.tau2, point.coefficients.data
-            half.solution = solve_volume(equations, tau2, start, exact=self.schedule.exact)
+            half.solution = self.solve(half, equations)
             point.coefficients.data = half.solution.volume
             if self.schedule.tau2 and len(state.halves) == 1:
                 update_tau2(model, half.solution)
@@ -184,7 +235,7 @@ class ExactEM:
         for half in state.halves:
             tau2_from_fsc(half.model, half.solution, state.curve)
 
-    def _record(self, state: EMState, parts: list[Statistics], grew: bool) -> dict[str, object]:
+    def _record(self, state: EMState, parts: list[Statistics], grew: bool) -> dict[str, Any]:
         images = sum(len(half.index) for half in state.halves)
         evidence = torch.cat(
             [p.summary.log_evidence[h.index] for p, h in zip(parts, state.halves, strict=True)]

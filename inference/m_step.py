@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+from cryoprob.inference.statistics import Statistics
+from cryoprob.models.particle_model import ParticleModel
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
@@ -11,8 +13,6 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import shell_mean, spread
 from cryoprob.fourier.transforms import fft3, ifft3
-from cryoprob.inference.statistics import Statistics
-from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps
 
 __all__ = [

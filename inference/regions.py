@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-from cryoprob.fourier.slices import Slicer
 from cryoprob.inference.candidates import Candidates
 from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
+from torch import Tensor
+
+from cryoprob.fourier.slices import Slicer
 from cryoprob.types import Maps
 
 __all__ = ["Level", "Region", "regions"]

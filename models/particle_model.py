@@ -1,15 +1,15 @@
 """The one generative model of single-particle cryo-EM."""
 
 import pyro
-from torch import Tensor, nn
-
-from cryoprob.fourier.bands import Band
 from cryoprob.models import sites
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 from cryoprob.models.noises.base import Noise
 from cryoprob.models.poses.base import PosePrior
 from cryoprob.models.volumes.base import Volume
+from torch import Tensor, nn
+
+from cryoprob.fourier.bands import Band
 from cryoprob.particles import Batch
 
 __all__ = ["ParticleModel"]

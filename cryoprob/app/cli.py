@@ -68,7 +68,7 @@ def info(
 
 @app.command(
     epilog=_example(
-        "cryoprob simulate --phantom adk-open --n 1000 --box 32 --pixel-size 3 --snr 0.5 --out sim",
+        "cryoprob simulate --phantom adk-open --box 32 --pixel-size 3 --out sim",
         "cryoprob simulate --structure 4ake.pdb --n 5000 --box 64 --pixel-size 2 --out sim",
     )
 )
@@ -94,8 +94,8 @@ def simulate(
 ) -> None:
     """Draw a particle stack from the model: images, their tables, and the truth.
 
-    Poses are uniform, noise is white and of variance 1. Writes particles.mrcs, particles.star
-    (without poses), truth.star (with them) and truth.mrc (scaled to the images).
+    Poses are uniform, noise is white and of variance 1. Writes particles.mrcs,
+    particles.star (without poses), truth.star (with them) and truth.mrc.
     """
     from cryoprob.app.simulate import Source, run_simulate
     from cryoprob.models.simulate import Microscope
@@ -108,7 +108,7 @@ def simulate(
 @app.command(
     epilog=_example(
         "cryoprob fit particles.star --out run1",
-        "cryoprob fit particles.star --out run2 --reference map.mrc --low-pass 40 --half-sets",
+        "cryoprob fit particles.star --out run2 --reference map.mrc --half-sets",
         "cryoprob fit --resume --out run1",
     )
 )
@@ -136,8 +136,8 @@ def fit(
 ) -> None:
     """Reconstruct a map from particles, with the posterior of every pose.
 
-    Without --reference (and without known poses) it starts from nothing. Settings are taken from
-    the defaults, then --config, then the options, then --set.
+    Without --reference and without known poses it starts from nothing.
+    Options override --config, and --set overrides both.
     """
     from cryoprob.app.fit import configure, run
 

@@ -1,123 +1,181 @@
 """Arguments and options of the command line, each written once."""
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 from typer import Argument, Option
 
-__all__: list[str] = []
+__all__ = [
+    "AmplitudeContrast",
+    "Astigmatism",
+    "ConfigFile",
+    "Crop",
+    "Cs",
+    "Defocus",
+    "DemoOut",
+    "Detail",
+    "Device",
+    "Double",
+    "Family",
+    "HalfSets",
+    "Invert",
+    "LowPass",
+    "MadePixelSize",
+    "MapFile",
+    "Mask",
+    "MaybeParticles",
+    "NoCtf",
+    "Number",
+    "Out",
+    "Particles",
+    "Phantom",
+    "PixelSize",
+    "PoseUse",
+    "Reference",
+    "Resume",
+    "Run",
+    "Seed",
+    "Settings",
+    "ShiftSd",
+    "Side",
+    "Snr",
+    "Structure",
+    "Symmetry",
+    "Threads",
+    "Truth",
+    "Voltage",
+]
 
-Particles: TypeAlias = Annotated[Path, Argument(help="STAR file of RELION 1.4 to 5.")]
-MaybeParticles: TypeAlias = Annotated[
-    Path | None, Argument(help="STAR file of RELION 1.4 to 5 (may come from --config).")
+Particles = Annotated[Path, Argument(metavar="PARTICLES", help="STAR file of RELION 1.4 to 5.")]
+MaybeParticles = Annotated[
+    Path | None,
+    Argument(metavar="PARTICLES", help="STAR file of RELION 1.4 to 5; may come from --config."),
 ]
-Out: TypeAlias = Annotated[Path, Option("--out", help="Folder to write to.")]
-DemoOut: TypeAlias = Annotated[
-    Path | None, Option("--out", help="Folder to write to; a new one if left out.")
+Out = Annotated[Path, Option("--out", metavar="DIR", help="Folder to write to.")]
+DemoOut = Annotated[
+    Path | None, Option("--out", metavar="DIR", help="Folder to write to; a new one if left out.")
 ]
-Seed: TypeAlias = Annotated[
+Seed = Annotated[
     int | None,
-    Option("--seed", help="Of every random choice; one is drawn and told if left out."),
+    Option("--seed", metavar="N", help="Of every random choice; drawn and told if left out."),
 ]
-Threads: TypeAlias = Annotated[
-    int | None, Option("--threads", min=1, help="CPU threads; what torch takes if left out.")
+Threads = Annotated[
+    int | None,
+    Option("--threads", metavar="N", min=1, help="CPU threads; what torch takes if left out."),
 ]
-PixelSize: TypeAlias = Annotated[
+PixelSize = Annotated[
     float | None,
-    Option("--pixel-size", help="Angstrom, for files that do not say it (or say it wrong)."),
+    Option(
+        "--pixel-size", metavar="A", help="Angstrom, where the file does not say it or is wrong."
+    ),
 ]
-Invert: TypeAlias = Annotated[
-    bool | None, Option("--invert/--no-invert", help="For particles that are dark on white.")
-]
-Crop: TypeAlias = Annotated[
-    int | None, Option("--box", help="Crop images to this box in Fourier space: faster.")
+Invert = Annotated[bool | None, Option("--invert", help="Particles are dark on white.")]
+Crop = Annotated[
+    int | None,
+    Option("--box", metavar="D", help="Crop images to this box in Fourier space: faster."),
 ]
 
 # fit
-Family: TypeAlias = Annotated[str | None, Option("--family", help="Inference: exact-em.")]
-Reference: TypeAlias = Annotated[
-    Path | None, Option("--reference", help="Map to start from; without it, from nothing.")
+
+Family = Annotated[str | None, Option("--family", metavar="NAME", help="Inference: exact-em.")]
+Reference = Annotated[
+    Path | None,
+    Option("--reference", metavar="MAP", help="Map to start from; without it, from nothing."),
 ]
-LowPass: TypeAlias = Annotated[
-    float | None, Option("--low-pass", help="Angstrom; filter of the reference (default 40).")
+LowPass = Annotated[
+    float | None,
+    Option("--low-pass", metavar="A", help="Filter of the reference, Angstrom; default 40."),
 ]
-PoseUse: TypeAlias = Annotated[
+PoseUse = Annotated[
     str | None,
     Option(
-        "--poses", help="Poses of the STAR file: ignore (default), known, local (search nearby)."
+        "--poses",
+        metavar="HOW",
+        help="Poses of the STAR file: ignore (default), known, or local (search near them).",
     ),
 ]
-Mask: TypeAlias = Annotated[
-    str | None, Option("--mask", help="auto (default), none, sphere, or a map in [0, 1].")
+Mask = Annotated[
+    str | None,
+    Option("--mask", metavar="WHAT", help="auto (default), sphere, none, or a map in [0, 1]."),
 ]
-Symmetry: TypeAlias = Annotated[
-    str | None, Option("--symmetry", help="Point group: C1 (default), C4, D2, T, O, I.")
+Symmetry = Annotated[
+    str | None, Option("--symmetry", metavar="GROUP", help="C1 (default), C4, D2, T, O, I.")
 ]
-HalfSets: TypeAlias = Annotated[
-    bool | None,
-    Option("--half-sets/--no-half-sets", help="Two independent halves and their FSC."),
+HalfSets = Annotated[
+    bool | None, Option("--half-sets", help="Two independent halves, and their FSC.")
 ]
-Resume: TypeAlias = Annotated[
-    bool, Option("--resume", help="Go on from the last checkpoint in --out.")
+Resume = Annotated[bool, Option("--resume", help="Go on from the checkpoint in --out.")]
+Device = Annotated[str | None, Option("--device", metavar="NAME", help="cpu (default) or cuda.")]
+Double = Annotated[bool | None, Option("--double", help="Compute in float64.")]
+ConfigFile = Annotated[
+    Path | None,
+    Option("--config", metavar="FILE", help="A config.toml; its settings become the defaults."),
 ]
-Device: TypeAlias = Annotated[str | None, Option("--device", help="cpu (default) or cuda.")]
-Double: TypeAlias = Annotated[
-    bool | None, Option("--double/--single", help="Compute in float64 (default: float32).")
-]
-ConfigFile: TypeAlias = Annotated[
-    Path | None, Option("--config", help="A config.toml whose settings are the defaults.")
-]
-Settings: TypeAlias = Annotated[
-    list[str] | None, Option("--set", help="A setting of the schedule, key=value; repeatable.")
+Settings = Annotated[
+    list[str] | None,
+    Option("--set", metavar="KEY=VALUE", help="A setting of the schedule; may be repeated."),
 ]
 
 # simulate
-Structure: TypeAlias = Annotated[
-    Path | None, Option("--structure", help="PDB or mmCIF file.", rich_help_panel="What to image")
+
+Structure = Annotated[
+    Path | None, Option("--structure", metavar="FILE", help="PDB or mmCIF file.")
 ]
-MapFile: TypeAlias = Annotated[
-    Path | None, Option("--map", help="MRC map.", rich_help_panel="What to image")
-]
-Phantom: TypeAlias = Annotated[
+MapFile = Annotated[Path | None, Option("--map", metavar="MAP", help="MRC map.")]
+Phantom = Annotated[
     str | None,
+    Option("--phantom", metavar="NAME", help="bead-walk, blobs, adk-closed or adk-open."),
+]
+Number = Annotated[int, Option("--n", metavar="N", min=1, help="Images.")]
+Side = Annotated[
+    int | None,
+    Option("--box", metavar="D", help="Pixels along a side, even; by default that of --map."),
+]
+MadePixelSize = Annotated[
+    float | None, Option("--pixel-size", metavar="A", help="Angstrom; by default that of --map.")
+]
+Detail = Annotated[
+    float | None,
     Option(
-        "--phantom",
-        help="bead-walk, blobs, adk-closed or adk-open.",
-        rich_help_panel="What to image",
+        "--resolution",
+        metavar="A",
+        help="Of the map of --structure, Angstrom; by default 4 pixels.",
     ),
 ]
-Number: TypeAlias = Annotated[int, Option("--n", min=1, help="Images.")]
-Side: TypeAlias = Annotated[
-    int | None, Option("--box", help="Pixels along a side, even; that of --map by default.")
+Snr = Annotated[
+    float,
+    Option(
+        "--snr", metavar="S", help="Mean variance of the noiseless images over that of the noise."
+    ),
 ]
-MadePixelSize: TypeAlias = Annotated[
-    float | None, Option("--pixel-size", help="Angstrom; that of --map by default.")
-]
-Detail: TypeAlias = Annotated[
+ShiftSd = Annotated[
     float | None,
-    Option("--resolution", help="Angstrom, of the map of --structure (default 4 pixels)."),
+    Option(
+        "--shift-sd",
+        metavar="A",
+        help="Of the shifts along x and y, Angstrom; by default 0.03 boxes.",
+    ),
 ]
-Snr: TypeAlias = Annotated[
-    float, Option("--snr", help="Mean variance of the noiseless images over that of the noise.")
+NoCtf = Annotated[bool, Option("--no-ctf", help="Perfect optics.")]
+Defocus = Annotated[
+    tuple[float, float], Option("--defocus", metavar="A A", help="Least and greatest, Angstrom.")
 ]
-NoCtf: TypeAlias = Annotated[bool, Option("--no-ctf", help="Perfect optics.")]
-Defocus: TypeAlias = Annotated[
-    tuple[float, float], Option("--defocus", help="Least and greatest, Angstrom.")
+Astigmatism = Annotated[
+    float,
+    Option("--astigmatism", metavar="A", help="Greatest difference of the two defoci, Angstrom."),
 ]
-Astigmatism: TypeAlias = Annotated[
-    float, Option("--astigmatism", help="Greatest difference of the two defoci, Angstrom.")
-]
-Voltage: TypeAlias = Annotated[float, Option("--voltage", help="kV.")]
-Cs: TypeAlias = Annotated[float, Option("--cs", help="Spherical aberration, mm.")]
-AmplitudeContrast: TypeAlias = Annotated[
-    float, Option("--amplitude-contrast", help="A fraction.")
-]
-ShiftSd: TypeAlias = Annotated[
-    float | None, Option("--shift-sd", help="Of shifts along x and y, Angstrom (0.03 boxes).")
+Voltage = Annotated[float, Option("--voltage", metavar="KV", help="Acceleration voltage.")]
+Cs = Annotated[float, Option("--cs", metavar="MM", help="Spherical aberration.")]
+AmplitudeContrast = Annotated[
+    float, Option("--amplitude-contrast", metavar="W", help="A fraction.")
 ]
 
 # evaluate
-Run: TypeAlias = Annotated[Path, Argument(help="Folder that `cryoprob fit` wrote.")]
-Truth: TypeAlias = Annotated[
-    Path, Option("--truth", help="Folder with truth.mrc and truth.star, or a map.")
+
+Run = Annotated[Path, Argument(metavar="DIR", help="Folder that `cryoprob fit` wrote.")]
+Truth = Annotated[
+    Path,
+    Option(
+        "--truth", metavar="DIR_OR_MAP", help="Folder with truth.mrc and truth.star, or a map."
+    ),
 ]

@@ -1,7 +1,8 @@
 """The exact posterior on a grid: leave the site to enumeration, and say how to stream and prune."""
 
-from cryoprob.checks import require
 from cryoprob.inference.treatments.base import Treatment
+
+from cryoprob.checks import require
 from cryoprob.particles import Batch
 
 __all__ = ["Exact"]

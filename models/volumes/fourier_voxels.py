@@ -3,6 +3,7 @@
 from math import pi
 
 import torch
+from cryoprob.models.volumes.base import Volume
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -12,7 +13,6 @@ from cryoprob.fourier.bands import Band, full_band
 from cryoprob.fourier.shells import shell_counts, shell_sum, spread
 from cryoprob.fourier.slices import Slicer
 from cryoprob.fourier.transforms import fft3, ifft3
-from cryoprob.models.volumes.base import Volume
 from cryoprob.types import Coefficients, Maps, Rotations
 
 __all__ = ["FourierVoxels", "SpectralGaussian"]

@@ -1,0 +1,155 @@
+"""The ``fit`` command: settings gathered, what is about to happen told, the run watched."""
+
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING, Any
+
+from cryoprob.app.guard import Interrupted
+from cryoprob.app.words import angstrom, facts, say
+from cryoprob.checks import InputError, require
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cryoprob.inference.result import FitResult
+
+__all__ = ["configure", "refuse_overwriting", "run", "watched"]
+
+_RESULTS = ("checkpoint.pt", "config.toml", "volume.mrc")
+
+_POSES = {
+    "ignore": "Poses: those of the file are ignored; all are inferred (--poses ignore).",
+    "known": "Poses: those of the file are taken as exact, reconstruction only (--poses known).",
+    "local": "Poses: searched in the neighborhood of those of the file (--poses local).",
+}
+
+
+def configure(
+    given: Mapping[str, Any],
+    settings: Sequence[str],
+    file: Path | None,
+    out: Path,
+    resume: bool,
+) -> FitConfig:
+    """Settings from the defaults, a file, the options that were ``given``, and ``--set``.
+
+    Without a file a resumed run takes the settings of its first part.
+
+    Raises
+    ------
+    InputError
+        If there are no particles, or a setting is unknown or impossible.
+    """
+    if file is None and resume and (out / "config.toml").exists():
+        file = out / "config.toml"
+    chosen = {name: _plain(value) for name, value in given.items() if value is not None}
+    if file is None:
+        if "particles" not in chosen:
+            remedy = "For instance: cryoprob fit particles.star --out run1"
+            got = "nothing"
+            raise InputError("PARTICLES", expected="a STAR file", got=got, remedy=remedy)
+        config = FitConfig(**chosen, **_drawn(chosen))
+    else:
+        config = replace(FitConfig.from_toml(file), **chosen)
+    return replace(config, schedule=_schedule(config.schedule, settings))
+
+
+def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
+    """Fit, say what is done and what came out.
+
+    Raises
+    ------
+    InputError
+        If the folder has results and ``resume`` is false, or the input is bad.
+    Interrupted
+        On Ctrl-C, with the words how to go on.
+    """
+    refuse_overwriting(out, resume)
+    _announce(config, out, resume)
+    result = watched(config, out, resume=resume)
+    _conclude(result, out)
+    return result
+
+
+def refuse_overwriting(out: Path, resume: bool) -> None:
+    """Raise InputError if a folder has results that a run would overwrite."""
+    there = [name for name in _RESULTS if (out / name).exists()]
+    require(
+        resume or not there,
+        f"--out {out}",
+        expected="a folder without a fit",
+        got=f"one with {', '.join(there)}; nothing was changed",
+        remedy="Go on with it by --resume, or give another folder.",
+    )
+
+
+def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
+    """Fit under a progress display; Ctrl-C becomes :class:`Interrupted`."""
+    from cryoprob.app.progress import display
+    from cryoprob.inference.run import run_fit
+
+    try:
+        with display() as observer:
+            return run_fit(config, out, resume=resume, observer=observer)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_resume(out)) from None
+
+
+def _how_to_resume(out: Path) -> str:
+    if not (out / "checkpoint.pt").exists():
+        return "Stopped before the first checkpoint: start again."
+    command = join(["cryoprob", "fit", "--resume", "--out", str(out)])
+    return f"Stopped. All finished steps are kept. Go on with: {command}"
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _drawn(chosen: Mapping[str, Any]) -> dict[str, int]:
+    """A seed if none was given."""
+    return {} if "seed" in chosen else {"seed": secrets.randbelow(2**31)}
+
+
+def _schedule(base: Schedule, settings: Sequence[str]) -> Schedule:
+    pairs = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        remedy = f"Settings: {', '.join(item.name for item in fields(Schedule))}."
+        require(bool(equals), "--set", expected="key=value", got=repr(setting), remedy=remedy)
+        pairs[name.strip()] = text.strip()
+    parsed = Schedule.parse(pairs)
+    return replace(base, **{name: getattr(parsed, name) for name in pairs})
+
+
+def _announce(config: FitConfig, out: Path, resume: bool) -> None:
+    say(f"Particles: {config.particles}")
+    say(_POSES[config.poses])
+    if config.reference is not None:
+        low = f"low-passed to {config.low_pass_A:g} A"
+        say(f"Start: {config.reference}, {low}.")
+    elif config.poses == "ignore":
+        starts = config.schedule.starts
+        say(f"Start: from nothing; the best of {starts} random starts is refined.")
+    how = "goes on from the checkpoint in" if resume else "written to"
+    say(f"Seed: {config.seed}. Results: {how} {out}.")
+    sys.stdout.flush()
+
+
+def _conclude(result: "FitResult", out: Path) -> None:
+    last = result.history[-1]
+    facts(
+        [
+            ("Resolution", f"{angstrom(result.resolution_A)} ({result.criterion})"),
+            ("Log evidence", f"{last['log_evidence']:.2f} nats per image"),
+            ("Steps", str(len(result.history))),
+            ("Map", str(out / "volume.mrc")),
+            ("Poses", str(out / "particles.star")),
+        ],
+        "Done",
+    )
+    say(f"\n{result.trust}")

@@ -1,0 +1,150 @@
+"""How a fit is watched: a live bar on a terminal, plain lines elsewhere."""
+
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from typing_extensions import Self
+
+from cryoprob.app.words import console, duration, grid_spacing
+
+__all__ = ["HEAD", "Display", "Live", "Plain", "display", "line"]
+
+HEAD = "  step   log evidence   resolution   band   grid       images/s   time left"
+"""Names of the numbers of :func:`line`."""
+
+_EVERY_S = 10.0
+"""Seconds between plain lines of a stage of many short steps."""
+
+_MANY = 60
+"""A stage of so many steps is told in part."""
+
+
+def line(record: dict[str, Any]) -> str:
+    """A step in one line: evidence in nats per image, resolution in A, band in shells."""
+    order = record.get("order")
+    grid = "-" if order is None else grid_spacing(int(order))
+    return (
+        f"{record['iteration']:6d}   {record['log_evidence']:12.2f}"
+        f"   {record['resolution_A']:8.1f} A   {record['radius']:4d}   {grid:9s}"
+        f"  {record.get('images_per_s', float('nan')):8.0f}"
+        f"   {duration(record.get('seconds_left')):>9s}"
+    )
+
+
+class Display:
+    """An observer of a fit that prints; use it as a context manager."""
+
+    def __init__(self, out: Console | None = None) -> None:
+        self.console = out or console()
+        self.last: dict[str, Any] | None = None
+        self.name, self.steps = "", 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.finish()
+
+    def stage(self, name: str, steps: int) -> None:
+        """A stage of at most ``steps`` steps begins."""
+        self.finish()
+        self.name, self.steps, self.last = name, steps, None
+        self.begin()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """One step is done."""
+        self.last = record
+        self.show(record)
+
+    def note(self, text: str) -> None:
+        """Something to tell in words."""
+        self.print(text)
+
+    def print(self, text: str) -> None:
+        """Print a line above whatever moves."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @property
+    def brief(self) -> bool:
+        """Whether the stage is told in part."""
+        return self.steps > _MANY
+
+    def begin(self) -> None:
+        """Called when a stage begins."""
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Called at each step."""
+
+    def finish(self) -> None:
+        """Called when a stage has ended: the last line of a stage told in part."""
+        if self.last is not None and self.brief:
+            evidence = f"log evidence {self.last['log_evidence']:.2f} nats per image"
+            self.print(f"{self.name}: {self.last['iteration']} steps, {evidence}")
+        self.last = None
+
+
+class Plain(Display):
+    """Lines, for files and pipes."""
+
+    def begin(self) -> None:
+        """Say the stage, and what the columns are."""
+        self.print(f"{self.name}: at most {self.steps} steps")
+        self.print(HEAD)
+        self._told = monotonic()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """A line a step, or one in a while."""
+        if self.brief and monotonic() - self._told < _EVERY_S:
+            return
+        self._told = monotonic()
+        self.print(line(record))
+
+
+class Live(Display):
+    """A bar that moves, with the finished steps above it."""
+
+    _progress: Progress | None = None
+
+    def begin(self) -> None:
+        """A new bar."""
+        if not self.brief:
+            self.print(f"[{self.name}]")
+            self.print(HEAD)
+        columns = ["{task.description}", "{task.fields[numbers]}", "{task.fields[left]}"]
+        words, numbers, left = (TextColumn(column) for column in columns)
+        count = MofNCompleteColumn()
+        self._progress = Progress(
+            words, BarColumn(20), count, numbers, left, console=self.console, transient=True
+        )
+        self._task = self._progress.add_task(self.name, total=self.steps, numbers="", left="")
+        self._progress.start()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Move the bar; a line for each step of a short stage."""
+        assert self._progress is not None
+        if not self.brief:
+            self.print(line(record))
+        numbers = f"{record['log_evidence']:.2f} nats/image, {record['resolution_A']:.1f} A"
+        left = f"{duration(record.get('seconds_left'))} left"
+        self._progress.update(self._task, advance=1, numbers=numbers, left=left)
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        super().finish()
+
+
+def display(out: Console | None = None) -> Display:
+    """The display that fits the output: a live one on a terminal, a plain one elsewhere."""
+    out = out or console()
+    return Live(out) if out.is_terminal else Plain(out)

@@ -1,0 +1,51 @@
+"""The grey scale of a reference: chosen among a ladder of factors by exact evidence."""
+
+from typing import Any
+
+import torch
+from cryoprob.inference.e_step import e_step
+from cryoprob.inference.em import Half
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.point import Point
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+
+from cryoprob.fourier.shells import shell_mean
+from cryoprob.fourier.transforms import fft3
+from cryoprob.particles import ParticleStack
+
+__all__ = ["match_amplitude"]
+
+_IMAGES = 64
+_FACTORS = 2.0 ** torch.arange(-8.0, 3.0, 0.5)
+
+
+def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmetry: str) -> str:
+    """Scale the volume of a half to the images; returns what was done, in words.
+
+    The ladder starts where the map's projections would carry all of the images' power.
+    """
+    model, point = half.model, half.guide.volume
+    if not isinstance(half.guide.rotation, Exact):
+        return "The reference's grey scale is taken as it is."
+    model.volume.set_band(schedule.radius(stack.box, 4))
+    kind: dict[str, Any] = {"dtype": point.coefficients.dtype, "device": point.coefficients.device}
+    model.rotation = UniformRotation(**kind).discretize(1, symmetry=symmetry)
+    extent = schedule.shift_extent * stack.pixel_size
+    model.shift = GaussianShift(extent / 2, **kind).discretize(extent, extent / 3)
+    given = point.coefficients.data
+    power = shell_mean(fft3(given).abs() ** 2)[1:5].mean() * stack.box
+    top = (model.noise.sigma2[:, 1:5].mean() / power.clamp(min=1e-30)).sqrt()
+    index = half.index[:: max(1, len(half.index) // _IMAGES)][:_IMAGES]
+    scores = []
+    for factor in [*(float(top) * f for f in _FACTORS.tolist()), 1.0]:
+        guide = Guide(rotation=Exact(), shift=Exact(), volume=Point(factor * given))
+        evidence = e_step(model, guide, stack, index).summary.log_evidence[index]
+        scores.append((float(evidence.mean()), factor))
+    best, factor = max(scores)
+    if best < scores[-1][0] + 0.1:
+        factor = 1.0
+    point.coefficients.data = factor * given
+    return f"The reference was multiplied by {factor:.3g} (grey scale of the images, by evidence)."

@@ -1,0 +1,82 @@
+"""The end of a fit: joint map, its uncertainty, every image's posterior, and a verdict in words."""
+
+from math import log
+from typing import Any
+
+import torch
+from cryoprob.inference.build import noise_log_density
+from cryoprob.inference.em import EMState, ExactEM
+from cryoprob.inference.m_step import posterior_sample
+from cryoprob.inference.result import FitResult
+from cryoprob.inference.statistics import PosteriorSummary
+from cryoprob.inference.treatments.known import Known
+from torch import Tensor
+
+from cryoprob.particles import ParticleStack
+
+__all__ = ["finish", "verdict"]
+
+_DRAWS = 16
+
+
+def finish(
+    algorithm: ExactEM,
+    state: EMState,
+    stack: ParticleStack,
+    earlier: list[dict[str, Any]],
+    ranking: list[float],
+    seed: int,
+) -> FitResult:
+    """Posteriors at the final map(s), the map's uncertainty, and how far to trust it."""
+    posterior, equations = algorithm.posterior(state, stack)
+    first = state.halves[0]
+    tau2, pixel_size = first.model.volume.tau2, stack.pixel_size
+    maps = [half.guide.volume.coefficients.data for half in state.halves]
+    solution = algorithm.solve(first, equations)
+    halves = maps if len(maps) == 2 else []
+    volume = algorithm.solvent(solution.volume, pixel_size) if halves else maps[0]
+    generator = torch.Generator().manual_seed(seed)
+    draws = [posterior_sample(equations, tau2, solution, generator) for _ in range(_DRAWS)]
+    known = isinstance(first.guide.rotation, Known)
+    width = stack.box * pixel_size
+    return FitResult(
+        volume=volume.cpu(),
+        volume_std=torch.stack(draws).std(0).cpu(),
+        pixel_size=pixel_size,
+        resolution_A=width / max(state.shell, 1),
+        criterion="FSC of half sets = 0.143" if halves else "signal = noise / 3 in the map",
+        posterior=posterior,
+        history=[*earlier, *state.history],
+        trust=verdict(posterior, noise_log_density(stack), ranking, known),
+        halves=[half.cpu() for half in halves],
+        curve=state.curve.cpu(),
+    )
+
+
+def verdict(
+    posterior: PosteriorSummary, noise_only: Tensor, ranking: list[float], known: bool
+) -> str:
+    """In words: does the map explain the images, do the starts agree, are the poses decided?"""
+    gain = float((posterior.log_evidence - noise_only).mean())
+    doubts = []
+    if gain < 1:
+        doubts.append(
+            f"the map explains the images hardly better than noise ({gain:+.2f} nats per image)"
+        )
+    if not known and float(posterior.entropy.mean()) > log(500):
+        doubts.append("the poses are undecided (several hundred per image)")
+    if len(ranking) > 1 and ranking[0] - ranking[1] > 5:
+        doubts.append(
+            f"the best start stands alone, {ranking[0] - ranking[1]:.1f} nats per image above the next:"
+            " run it again with more starts (--set starts=8) and see whether it is found again"
+        )
+    agree = sum(ranking[0] - value < 1 for value in ranking)
+    if len(ranking) > 1 and agree > 1:
+        close = f"{agree} of {len(ranking)} starts ended within 1 nat per image of the best. "
+    else:
+        close = ""
+    if doubts:
+        return f"{close}Do not trust this map yet: " + "; ".join(doubts) + "."
+    return (
+        f"{close}The map explains the images by {gain:.1f} nats per image more than noise alone."
+    )

@@ -1,0 +1,117 @@
+"""The one loop: step, look, save, until done; a killed run goes on from its last checkpoint."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cryoprob.checks import InputError
+from cryoprob.io.files import replacing
+
+__all__ = ["Observer", "Quiet", "load_checkpoint", "run_loop", "save_checkpoint"]
+
+
+class Observer(Protocol):
+    """Who watches a run: a progress display, a log file, a test."""
+
+    def stage(self, name: str, steps: int) -> None:
+        """A stage of at most ``steps`` steps begins."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """One step is done."""
+
+    def note(self, text: str) -> None:
+        """Something to tell in words."""
+
+
+class Quiet:
+    """An observer that watches nothing."""
+
+    def stage(self, name: str, steps: int) -> None:
+        """Ignored."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+
+class Algorithm(Protocol):
+    """What the loop runs: ``step`` changes the state and returns a record of what it did."""
+
+    def step(self, state: Any, stack: Any) -> dict[str, Any]:
+        """One step."""
+
+
+def run_loop(
+    algorithm: Algorithm,
+    state: Any,
+    stack: Any,
+    *,
+    stage: str,
+    steps: int,
+    observer: Observer,
+    save: Callable[[], None],
+    every: int = 1,
+) -> None:
+    """Step until ``state.done``, calling ``save`` after every ``every``-th step.
+
+    Raises
+    ------
+    InputError
+        If the log evidence stops being finite: the last good checkpoint stays as it is.
+    """
+    observer.stage(stage, steps)
+    count, spent = len(state.history), 0.0
+    first = count
+    while not state.done:
+        record = algorithm.step(state, stack)
+        _guard(record, stage)
+        count += 1
+        spent += record["seconds"]
+        left = max(steps - count, 0) * spent / (count - first)
+        rate = record["images"] / max(record["seconds"], 1e-9)
+        observer.step({**record, "stage": stage, "images_per_s": rate, "seconds_left": left})
+        if count % every == 0 or state.done:
+            save()
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically: the old one stays until the new one is complete."""
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint (tensors and plain values only).
+
+    Raises
+    ------
+    InputError
+        If it is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises many kinds on damaged files
+        remedy = "Start again in a new folder."
+        got = f"{type(error).__name__}"
+        raise InputError(str(path), expected="a checkpoint", got=got, remedy=remedy) from error
+    return content
+
+
+def _guard(record: dict[str, Any], stage: str) -> None:
+    value = record["log_evidence"]
+    if value == value and abs(value) != float("inf"):
+        return
+    raise InputError(
+        f"{stage}, iteration {record['iteration']}",
+        expected="a finite log evidence",
+        got=str(value),
+        remedy="The last good state is in the checkpoint. Look for extreme images with"
+        " `cryoprob info`.",
+    )

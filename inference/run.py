@@ -1,0 +1,241 @@
+"""One fit from a configuration: read, start, refine, write; resumes from its checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cryoprob.inference.ab_initio import AbInitio, AbInitioState
+from cryoprob.inference.amplitude import match_amplitude
+from cryoprob.inference.build import build_guide, build_model, image_power
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.em import EMState, ExactEM, Half
+from cryoprob.inference.finish import finish
+from cryoprob.inference.loop import Observer, Quiet, load_checkpoint, run_loop, save_checkpoint
+from cryoprob.inference.result import FitResult, write_metrics
+from cryoprob.inference.solvent import Solvent
+from torch import Tensor
+
+from cryoprob.checks import OutputError, require
+from cryoprob.fourier.shells import low_pass
+from cryoprob.fourier.transforms import crop_map
+from cryoprob.io.files import replacing
+from cryoprob.io.mrc import read_map
+from cryoprob.particles import ParticleStack
+from cryoprob.types import Maps, PathType
+
+__all__ = ["run_fit"]
+
+
+def run_fit(
+    config: FitConfig, out: PathType, *, resume: bool = False, observer: Observer | None = None
+) -> FitResult:
+    """Run one fit and write its outputs into ``out``.
+
+    Raises
+    ------
+    InputError
+        For bad input, for a folder that holds another fit, and for ``resume`` without a checkpoint.
+    OutputError
+        If the folder cannot be written.
+    """
+    folder = Path(out)
+    threads = torch.get_num_threads()
+    _open_folder(folder, config, resume)
+    try:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        return _Run(config, folder, observer or Quiet(), resume)()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(eq=False)
+class _Run:
+    """The stages of a fit, each taken up from the checkpoint where there is one."""
+
+    config: FitConfig
+    folder: Path
+    observer: Observer
+    resume: bool
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.kind: dict[str, Any] = {
+            "dtype": torch.float64 if config.double else torch.float32,
+            "device": torch.device(config.device),
+        }
+        self.checkpoint = self.folder / "checkpoint.pt"
+        self.saved: dict[str, Any] = {}
+        if self.resume and self.checkpoint.exists():
+            self.saved = load_checkpoint(self.checkpoint)
+        self.stack = self._read(config.box)
+
+    def __call__(self) -> FitResult:
+        power = image_power(self.stack)
+        starts = self._start()
+        state = self._refine(starts, power)
+        earlier = starts.history if isinstance(starts, AbInitioState) else []
+        algorithm = self._algorithm()
+        result = finish(
+            algorithm, state, self.stack, earlier, self._ranking(starts), self.config.seed
+        )
+        result.save(self.folder, self.stack)
+        self.observer.note(result.trust)
+        return result
+
+    def _read(self, box: int) -> ParticleStack:
+        config = self.config
+        need = ("ctf",) if config.poses == "ignore" else ("ctf", "rotation", "shift")
+        return ParticleStack.read(
+            config.particles,
+            box=box or None,
+            invert=config.invert,
+            pixel_size=config.pixel_size or None,
+            need=need,
+        )
+
+    def _start(self) -> AbInitioState | Maps:
+        """A start map: the reference, or the winner of several starts from nothing."""
+        config = self.config
+        if config.reference is not None:
+            return self._reference(config.reference)
+        if config.poses != "ignore":
+            return torch.zeros(self.stack.box, self.stack.box, self.stack.box)
+        small = self.stack
+        if small.box > config.schedule.start_box:
+            small = self._read(config.schedule.start_box)
+        algorithm = AbInitio(
+            config.schedule, config.seed, image_power(small), config.symmetry, **self.kind
+        )
+        state = AbInitioState()
+        if "starts" in self.saved:
+            state = algorithm.restore(self.saved["starts"], small)
+
+        def save() -> None:
+            self._save({"starts": state.pack()}, state.history)
+
+        run_loop(
+            algorithm,
+            state,
+            small,
+            stage=f"{config.schedule.starts} starts from nothing",
+            steps=algorithm.steps,
+            observer=self.observer,
+            save=save,
+            every=10,
+        )
+        return state
+
+    def _reference(self, path: str) -> Maps:
+        volume, pixel_size = read_map(path)
+        field = volume.shape[-1] * pixel_size
+        mine = self.stack.box * self.stack.pixel_size
+        require(
+            abs(field / mine - 1) < 0.01,
+            f"reference {path}",
+            expected=f"a field of view of {mine:.1f} A, as the images have",
+            got=f"{volume.shape[-1]} voxels of {pixel_size:.4g} A = {field:.1f} A",
+            remedy="Pad or crop the map, or correct its voxel size.",
+        )
+        return low_pass(
+            crop_map(volume, self.stack.box), self.stack.pixel_size, self.config.low_pass_A
+        )
+
+    def _refine(self, starts: AbInitioState | Maps, power: Tensor) -> EMState:
+        config, plan = self.config, self.config.schedule
+        found = isinstance(starts, AbInitioState)
+        first = crop_map(starts.winner.volume, self.stack.box) if found else starts
+        state = EMState(self._halves(first.to(**self.kind), power))
+        state.shell = self._first_shell(found)
+        if "refine" in self.saved:
+            state.unpack(self.saved["refine"])
+        elif config.reference is not None:
+            for half in state.halves:
+                self.observer.note(match_amplitude(half, self.stack, plan, config.symmetry))
+        kept = {"starts": starts.pack()} if found else {}
+        earlier = starts.history if found else []
+
+        def save() -> None:
+            self._save({**kept, "refine": state.pack()}, [*earlier, *state.history])
+
+        run_loop(
+            self._algorithm(),
+            state,
+            self.stack,
+            stage="reconstruct" if config.poses == "known" else "refine",
+            steps=plan.max_iterations,
+            observer=self.observer,
+            save=save,
+        )
+        return state
+
+    def _first_shell(self, found: bool) -> int:
+        """Resolution of the start map, in shells."""
+        plan, width = self.config.schedule, self.stack.box * self.stack.pixel_size
+        if found:
+            return plan.start_radius
+        return max(2, round(width / self.config.low_pass_A))
+
+    def _halves(self, start: Maps, power: Tensor) -> list[Half]:
+        config, count = self.config, len(self.stack)
+        generator = torch.Generator().manual_seed(config.seed)
+        everything = torch.randperm(count, generator=generator)
+        parts = everything.chunk(2) if config.half_sets else (torch.arange(count),)
+        halves = []
+        for part in parts:
+            model = build_model(self.stack, config.schedule, power, radius=2, **self.kind)
+            guide = build_guide(model, start, config.schedule, self.stack, config.poses)
+            halves.append(Half(model, guide, part.sort().values))
+        return halves
+
+    def _algorithm(self) -> ExactEM:
+        config = self.config
+        solvent = Solvent.of(config.mask, self.stack.box)
+        return ExactEM(config.schedule, config.seed, solvent, config.symmetry)
+
+    def _save(self, content: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        save_checkpoint(self.checkpoint, content)
+        write_metrics(self.folder / "metrics.jsonl", history)
+
+    @staticmethod
+    def _ranking(starts: AbInitioState | Maps) -> list[float]:
+        """Log evidences of the starts, best first."""
+        if not isinstance(starts, AbInitioState):
+            return []
+        return sorted((start.log_evidence for start in starts.starts), reverse=True)
+
+
+def _open_folder(folder: Path, config: FitConfig, resume: bool) -> None:
+    """Make the folder and its config.toml, or find that it holds this fit to be resumed."""
+    settings = folder / "config.toml"
+    if settings.exists():
+        require(
+            resume,
+            str(folder),
+            expected="a new or empty folder",
+            got="the outputs of an earlier fit",
+            remedy="Add --resume to go on with it, or give another --out.",
+        )
+        require(
+            FitConfig.from_toml(settings) == config,
+            str(settings),
+            expected="the settings of the fit to resume",
+            got="other ones",
+            remedy="Resume with the same options, or start in a new folder.",
+        )
+        return
+    require(
+        not resume,
+        str(folder),
+        expected="a fit to resume",
+        got="no config.toml",
+        remedy="Leave out --resume to start.",
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise OutputError(str(folder), expected="a folder to write into", got=got) from error
+    with replacing(settings) as temporary:
+        temporary.write_text(config.to_toml())
