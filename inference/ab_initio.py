@@ -1,9 +1,10 @@
-"""A start from nothing: several random maps, stochastic EM tempered by its own noise estimate, ranked.
+"""A start from nothing: random maps, stochastic EM tempered by its own noise estimate, ranked.
 
-Each start is a back-projection at random poses; stochastic EM steps on small random subsets follow, with
-a growing band, a solvent mask, damped negative density and a noise spectrum that starts at the images'
-power; then a few full EM steps. The starts are ranked by their exact log evidence on the same images
-and band. cryoSPARC's ab initio (Punjani 2017) with exact posteriors; measured in DESIGN.md section 4.
+Each start is a back-projection at random poses; stochastic EM steps on small random subsets
+follow, with a growing band, a solvent mask, damped negative density and a noise spectrum that
+starts at the images' power; then a few full EM steps. The starts are ranked by their exact log
+evidence on the same images and band. cryoSPARC's ab initio (Punjani 2017) with exact posteriors;
+measured in DESIGN.md section 4.
 """
 
 from dataclasses import dataclass, field

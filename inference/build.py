@@ -67,8 +67,8 @@ def build_model(
 ) -> ParticleModel:
     """A particle model whose noise starts at the images' own power.
 
-    While the map explains nothing the noise explains all: the likelihood is tempered, most where the
-    signal is strongest, and it sharpens by itself as the map improves (DESIGN.md, section 4).
+    While the map explains nothing the noise explains all: the likelihood is tempered, most where
+    the signal is strongest, and it sharpens by itself as the map improves (DESIGN.md, section 4).
     """
     kind = {"dtype": dtype, "device": device}
     floor = 1e-3 * float(power.mean())

@@ -1,4 +1,7 @@
-"""The poses an image still holds possible: smallest sets of a given posterior mass, and their children."""
+"""The poses an image still holds possible: smallest sets of a given posterior mass.
+
+And their children.
+"""
 
 from dataclasses import dataclass
 
@@ -46,7 +49,8 @@ class Candidates:
 def smallest_set(weights: Tensor, mass: float) -> Tensor:
     """Mask of the (nearly) smallest sets of each row's weights [n, K] that hold ``mass`` of it.
 
-    By bisection on the threshold; never less than ``mass``, up to ties and 2^-24 of the range more.
+    By bisection on the threshold; never less than ``mass``, up to ties and 2^-24 of the range
+    more.
     """
     total = weights.sum(1, keepdim=True)
     low = torch.zeros_like(total)

@@ -1,7 +1,11 @@
-"""Exact posteriors over a whole grid of poses: blocks of images, two matrix products, one softmax."""
+"""Exact posteriors over a whole grid of poses: blocks of images, two matrix products.
+
+One softmax.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import roma
 import torch
@@ -100,19 +104,24 @@ class DensePosterior:
         numerator.addmm_(flat.T, self.rows)
         weight.addmm_(self.rotation_weights.T, self.images.transfer)
 
-    @property
+    @cached_property
     def rotation_weights(self) -> Tensor:
         """Marginal posterior of the rotations, [n, Q]."""
         return self.weights.sum(1)
 
+    @cached_property
+    def shift_weights(self) -> Tensor:
+        """Marginal posterior of the shifts, [n, T]."""
+        return self.weights.sum(2)
+
     def shift_power(self) -> Tensor:
         """Sum over the block of the posterior mean of |shift|^2 (float64)."""
         square = (self.grid.shifts**2).sum(-1)
-        return (self.weights.sum(2) @ square).double().sum()
+        return (self.shift_weights @ square).double().sum()
 
     def summary(self) -> PosteriorSummary:
         """The block's posterior in a few numbers per image."""
-        grid, by_rotation, by_shift = self.grid, self.rotation_weights, self.weights.sum(2)
+        grid, by_rotation, by_shift = self.grid, self.rotation_weights, self.shift_weights
         mean_logit = torch.linalg.vecdot(self.weights.flatten(1), self.logits.flatten(1))
         energy = 2 * torch.linalg.vecdot(by_rotation, self.energy)
         prior = by_rotation @ grid.log_rotation + by_shift @ grid.log_shift

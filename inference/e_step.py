@@ -40,8 +40,8 @@ def e_step(
 
     With a ``symmetry`` every slice is inserted at all equivalent orientations, in equal shares.
 
-    Memory: a chunk of filtered images (256 MiB) and one block of scores; with a whole grid searched at
-    once, also its slices and their sums, [Q, 3 m].
+    Memory: a chunk of filtered images (256 MiB) and one block of scores; with a whole grid
+    searched at once, also its slices and their sums, [Q, 3 m].
     """
     index = torch.arange(len(stack)) if index is None else index
     with torch.no_grad():
@@ -149,7 +149,7 @@ def _coarse(
         posterior = grid.posterior(images.take(part))
         row, place = torch.nonzero(smallest_set(posterior.rotation_weights, share), as_tuple=True)
         found.append((row + part.start, cells[place]))
-        by_shift.append(posterior.weights.sum(2))
+        by_shift.append(posterior.shift_weights)
     shift_mass = torch.cat(by_shift)
     every = torch.arange(shift_mass.shape[1]).expand_as(shift_mass)
     row, cell = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -34,6 +34,7 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["EMState", "ExactEM", "Half", "pack_half", "unpack_half"]
 
+_SHARP = 0.3
 _PLAIN = ("iteration", "order", "shell", "best", "stalled", "done", "history")
 
 
@@ -181,7 +182,7 @@ class ExactEM:
         known = isinstance(first.guide.rotation, Known)
         shell = state.shell if not known else first.model.band.box
         radius = self.schedule.radius(first.model.band.box, shell)
-        order = max(state.order, self.schedule.order(state.shell))
+        order = max(state.order, self._finer(state))
         grew = radius > first.model.band.radius or order > state.order or state.iteration == 0
         state.order = order
         for number, half in enumerate(state.halves):
@@ -189,6 +190,16 @@ class ExactEM:
             if not known:
                 self._grids(half, order, 2 * state.iteration + number)
         return grew
+
+    def _finer(self, state: EMState) -> int:
+        """The order that the resolution asks for, at most one more, once poses are sharp.
+
+        While an image leaves many cells open a finer grid costs much and tells little.
+        """
+        plan = self.schedule
+        if not state.history or state.history[-1]["probability"] < _SHARP:
+            return max(state.order, plan.coarse_order)
+        return min(state.order + 1, plan.order(state.shell))
 
     def _grids(self, half: Half, order: int, draw: int) -> None:
         model, plan = half.model, self.schedule
@@ -260,19 +271,16 @@ class ExactEM:
         }
 
     def _judge(self, state: EMState, mean: float, sharp: float, grew: bool) -> None:
-        """Count steps without progress; then take a finer grid if posteriors are sharper than it, or stop."""
+        """Count steps without progress; then take a finer grid if that may help, or stop."""
         if grew or mean > state.best + self.schedule.gain:
             state.stalled = 0
         else:
             state.stalled += 1
         state.best = max(state.best, mean)
         known = isinstance(state.halves[0].guide.rotation, Known)
-        if (
-            state.stalled >= 2
-            and not known
-            and sharp > 0.5
-            and state.order < self.schedule.max_order
-        ):
+        plan = self.schedule
+        wanted = sharp > 0.5 or state.order < plan.order(state.shell)
+        if state.stalled >= 2 and wanted and not known and state.order < plan.max_order:
             state.order, state.stalled = state.order + 1, 0
         elif state.stalled >= 2:
             state.done = True

@@ -15,7 +15,7 @@ __all__ = ["Filtered", "filter_images"]
 
 @dataclass(frozen=True, eq=False)
 class Filtered:
-    """What the likelihood needs of n images: ``log p = noise_only + <image, pose> - <transfer, |P|^2>/2``.
+    """What ``log p = noise_only + <image, P> - <transfer, |P|^2> / 2`` needs of n images.
 
     Attributes
     ----------

@@ -1,4 +1,7 @@
-"""The end of a fit: joint map, its uncertainty, every image's posterior, and a verdict in words."""
+"""The end of a fit: joint map, its uncertainty, every image's posterior.
+
+And a verdict in words.
+"""
 
 from math import log
 from typing import Any
@@ -56,7 +59,7 @@ def finish(
 def verdict(
     posterior: PosteriorSummary, noise_only: Tensor, ranking: list[float], known: bool
 ) -> str:
-    """In words: does the map explain the images, do the starts agree, are the poses decided?"""
+    """Say whether the map explains the images, the starts agree and the poses are decided."""
     gain = float((posterior.log_evidence - noise_only).mean())
     doubts = []
     if gain < 1:
@@ -67,7 +70,8 @@ def verdict(
         doubts.append("the poses are undecided (several hundred per image)")
     if len(ranking) > 1 and ranking[0] - ranking[1] > 5:
         doubts.append(
-            f"the best start stands alone, {ranking[0] - ranking[1]:.1f} nats per image above the next:"
+            f"the best start stands alone, {ranking[0] - ranking[1]:.1f} nats per image above the"
+            " next:"
             " run it again with more starts (--set starts=8) and see whether it is found again"
         )
     agree = sum(ranking[0] - value < 1 for value in ranking)

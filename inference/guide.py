@@ -25,7 +25,8 @@ class Guide(nn.Module):
     Raises
     ------
     InputError
-        If one of rotation and shift is known and the other is not (a mixture this version cannot run).
+        If one of rotation and shift is known and the other is not (a mixture this version cannot
+        run).
     """
 
     def __init__(self, *, rotation: Treatment, shift: Treatment, volume: Point) -> None:

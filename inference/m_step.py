@@ -1,4 +1,7 @@
-"""Closed-form updates: the volume by conjugate gradients, noise, prior power, shift width, contrast."""
+"""Closed-form updates: the volume by conjugate gradients, noise, prior power, shift width.
+
+Contrast.
+"""
 
 from dataclasses import dataclass
 
@@ -67,8 +70,8 @@ def solve_volume(
     start
         First guess, [D, D, D].
     exact
-        Conjugate gradients preconditioned by the diagonal; False takes the diagonal alone, which is
-        RELION's update and not the maximizer when slices interpolate.
+        Conjugate gradients preconditioned by the diagonal; False takes the diagonal alone, which
+        is RELION's update and not the maximizer when slices interpolate.
     tolerance
         Stop when the preconditioned residual fell to this part of the right-hand side's.
     max_iterations
@@ -96,8 +99,8 @@ def posterior_sample(
 ) -> Maps:
     """An approximate posterior draw of the map at the E-step's weights, [D, D, D].
 
-    Noise is drawn with the diagonal precision in Fourier space (SYSTEMS: the mean-field posterior whose
-    precision is the weights plus the prior's).
+    Noise is drawn with the diagonal precision in Fourier space (SYSTEMS: the mean-field posterior
+    whose precision is the weights plus the prior's).
     """
     volume = solution.volume
     white = torch.randn(volume.shape, generator=generator, dtype=torch.float64).to(volume)
@@ -108,8 +111,8 @@ def posterior_sample(
 def fourier_weight(equations: NormalEquations) -> Tensor:
     """Diagonal approximation of ``A`` in the unitary Fourier basis of the map, [D, D, D].
 
-    A mode of the map spreads over the neighbors of its point in the padded grid; its precision is the
-    mean of the row sums there, times the energy of the transform.
+    A mode of the map spreads over the neighbors of its point in the padded grid; its precision is
+    the mean of the row sums there, times the energy of the transform.
     """
     slicer = equations.slicer
     box, pad, reach = slicer.band.box, slicer.pad, slicer.reach
@@ -127,7 +130,7 @@ def fourier_weight(equations: NormalEquations) -> Tensor:
 
 
 def update_noise(model: ParticleModel, statistics: Statistics, rate: float = 1.0) -> None:
-    """Noise spectra from the expected residual; ``rate`` moves only part of the way (geometric)."""
+    """Noise spectra from the expected residual; ``rate`` moves part of the way (geometric)."""
     band = full_band(model.band.box)
     numbers = band.numbers_per_shell().to(statistics.residual)
     seen = statistics.counts > 0
@@ -157,8 +160,8 @@ def update_contrast(model: ParticleModel, statistics: Statistics) -> None:
 def update_tau2(model: ParticleModel, solution: Solution) -> None:
     """Prior power per shell from the map's own, by empirical Bayes (MacKay's fixed point).
 
-    ``tau2 = |V|^2 / gamma`` with gamma the part of a shell's numbers that the data determine; beyond
-    the band the last shell's value goes on. MacKay 1992, Neural Comput. 4, 415, eq. 4.9.
+    ``tau2 = |V|^2 / gamma`` with gamma the part of a shell's numbers that the data determine;
+    beyond the band the last shell's value goes on. MacKay 1992, Neural Comput. 4, 415, eq. 4.9.
     """
     tau2, box = model.volume.tau2, solution.volume.shape[-1]
     prior = 1 / spread(tau2, box)
@@ -208,7 +211,10 @@ def _conjugate_gradients(
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Maps, int]:
-    """Solve ``apply(x) = right`` from ``start``, preconditioned by ``inverse`` in Fourier space."""
+    """Solve ``apply(x) = right`` from ``start``.
+
+    Preconditioned by ``inverse`` in Fourier space.
+    """
     found = start.clone()
     residual = right - apply(found)  # type: ignore[operator]
     goal = tolerance * tolerance * (right * _scaled(right, inverse)).sum()

@@ -1,8 +1,8 @@
-"""Posteriors on a fine grid, looked at only where a coarser grid left mass (RELION's oversampling).
+"""Posteriors on a fine grid, only where a coarser grid left mass (RELION's oversampling).
 
-Every region of orientation space is visited once: all images that still hold it possible are scored
-against its slices by one matrix product, and their M-step sums are inserted together, whatever the
-number of images. Scheres 2012, J. Struct. Biol. 180, 519, sec. 2.5.
+Every region of orientation space is visited once: all images that still hold it possible are
+scored against its slices by one matrix product, and their M-step sums are inserted together,
+whatever the number of images. Scheres 2012, J. Struct. Biol. 180, 519, sec. 2.5.
 """
 
 from collections.abc import Iterator

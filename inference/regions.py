@@ -28,7 +28,10 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Fine rotation cells [C] with their slices [C, m] and |slices|^2 / 2, and the images [n] there."""
+    """Fine rotation cells [C] with their slices [C, m] and |slices|^2 / 2.
+
+    And the images [n] there.
+    """
 
     cells: Tensor
     rotations: Tensor

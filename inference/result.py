@@ -28,7 +28,8 @@ class FitResult:
     Attributes
     ----------
     volume, volume_std
-        Map and its posterior standard deviation (mean field, at the final poses' weights), [D, D, D].
+        Map and its posterior standard deviation (mean field, at the final poses' weights), [D, D,
+        D].
     pixel_size
         Angstrom per voxel.
     resolution_A

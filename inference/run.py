@@ -35,7 +35,8 @@ def run_fit(
     Raises
     ------
     InputError
-        For bad input, for a folder that holds another fit, and for ``resume`` without a checkpoint.
+        For bad input, for a folder that holds another fit, and for ``resume`` without a
+        checkpoint.
     OutputError
         If the folder cannot be written.
     """

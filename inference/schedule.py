@@ -1,4 +1,7 @@
-"""What happens when: bands, grids, masks and stopping of a refinement, and of a start from nothing."""
+"""What happens when: bands, grids, masks and stopping of a refinement.
+
+And of a start from nothing.
+"""
 
 from dataclasses import dataclass, fields
 
@@ -9,7 +12,7 @@ __all__ = ["Schedule"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Settings of exact EM; every field can be set from the command line with ``--set name=value``.
+    """Settings of exact EM; each can be set from the command line with ``--set name=value``.
 
     Attributes
     ----------
@@ -34,11 +37,13 @@ class Schedule:
     interpolation
         Of slices, "linear" or "nearest".
     noise, shift_sigma, tau2, contrast
-        Whether these are re-estimated at each step (contrast: amplitude and noise factor per image).
+        Whether these are re-estimated at each step (contrast: amplitude and noise factor per
+        image).
     turn
         Turn the grid at random at each step.
     gain
-        Nats per image below which a step counts as no progress; two such steps raise the order or stop.
+        Nats per image below which a step counts as no progress; two such steps raise the order or
+        stop.
     starts
         Random starts from nothing.
     start_steps

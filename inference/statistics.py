@@ -1,4 +1,7 @@
-"""What the E-step hands to the M-step: sums over images, and each image's posterior in a few numbers."""
+"""What the E-step hands to the M-step: sums over images.
+
+And each image's posterior in a few numbers.
+"""
 
 from dataclasses import dataclass, field, fields
 
@@ -101,7 +104,10 @@ class Statistics:
         band: Band,
         sigma2: Tensor,
     ) -> None:
-        """Insert posterior sums of one optics group: numerators and weights [Q, m] of slices [Q, m]."""
+        """Insert posterior sums of one optics group: numerators and weights [Q.
+
+        M] of slices [Q, m].
+        """
         self.insertion.add(numerator, weight, rotations)
         cross = (reals(numerator) * reals(slices)).unflatten(-1, (-1, 2)).sum((0, -1))
         energy = (weight * slices.abs() ** 2).sum(0)

@@ -1,4 +1,4 @@
-"""Per-image amplitude and noise factors, held as known numbers until they get sites of their own."""
+"""Per-image amplitude and noise factors, known numbers until they get sites of their own."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The observation of an image as a Pyro distribution that contracts over pixels before it broadcasts."""
+"""The observed image as a Pyro distribution: it contracts over pixels before it broadcasts."""
 
 from math import pi, prod
 
@@ -14,7 +14,10 @@ __all__ = ["ImageLikelihood", "shift_phase"]
 
 
 def shift_phase(band: Band, shift: Shifts, pixel_size: float) -> Tensor:
-    """``exp(-2 pi i k . t)`` of shifts [*, 2] (Angstrom) at the band's frequencies, [*, M] complex."""
+    """``exp(-2 pi i k . t)`` of shifts [*, 2] (Angstrom) at the band's frequencies, [*.
+
+    M] complex.
+    """
     frequency = torch.stack([band.kx, band.ky]).to(shift) / (band.box * pixel_size)
     angle = -2 * pi * (shift @ frequency)
     return torch.polar(torch.ones_like(angle), angle)
@@ -23,10 +26,11 @@ def shift_phase(band: Band, shift: Shifts, pixel_size: float) -> Tensor:
 class ImageLikelihood(TorchDistribution):
     """Normal density of all ``D**2`` pixels of an image, its mean held as unexpanded factors.
 
-    The mean of coefficient k is ``ctf_k exp(-2 pi i k.t) slice_k`` inside the band of the slices, zero
-    outside; the variance is ``sigma2`` of its shell. ``log_prob`` multiplies the images by CTF and shift
-    where those live, then contracts over k by one matrix product with the slices, whatever the
-    enumeration dimensions: [T, 1, N] x [Q, 1] gives [T, Q, N] and no (image x pose x pixel) ever exists.
+    The mean of coefficient k is ``ctf_k exp(-2 pi i k.t) slice_k`` inside the band of the slices,
+    zero outside; the variance is ``sigma2`` of its shell. ``log_prob`` multiplies the images by
+    CTF and shift where those live, then contracts over k by one matrix product with the slices,
+    whatever the enumeration dimensions: [T, 1, N] x [Q, 1] gives [T, Q, N] and no (image x pose x
+    pixel) ever exists.
 
     Parameters
     ----------

@@ -33,8 +33,9 @@ class ParticleModel(nn.Module):
 
     Notes
     -----
-    Sites: ``volume`` [D, D, D], ``rotation`` [3, 3], ``shift`` [2] (Angstrom), ``image`` [M] (packed
-    half-plane coefficients, see :class:`cryoprob.fourier.bands.Band`). papers: Donnat 2022, eq. 1-3.
+    Sites: ``volume`` [D, D, D], ``rotation`` [3, 3], ``shift`` [2] (Angstrom), ``image`` [M]
+    (packed half-plane coefficients, see :class:`cryoprob.fourier.bands.Band`). papers: Donnat
+    2022, eq. 1-3.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class ParticleModel(nn.Module):
         self.contrast = Contrast() if contrast is None else contrast
 
     def forward(self, batch: Batch) -> Tensor:
-        """Sample (or score) the latent sites and the images of a batch; returns the images, [N, M]."""
+        """Sample (or score) the latent sites and the images of a batch.
+
+        Returns the images, [N, M].
+        """
         volume = pyro.sample(sites.VOLUME, self.volume.prior())
         with sites.particles(batch):
             rotation = pyro.sample(

@@ -2,11 +2,10 @@
 
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from typing_extensions import Self
 
 from cryoprob.app.words import console, duration, grid_spacing
 

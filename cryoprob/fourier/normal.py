@@ -1,9 +1,10 @@
 """Insertion of slices and the exact normal equations of the volume, as a stencil on the grid.
 
-With linear interpolation a sample is ``s = sum_c w_c F_c`` over the 8 corners of a cell, so the quadratic
-form ``sum_m d_m |s_m|^2`` couples only the 27 neighbors of a grid point. Per cell the moments of the
-interpolation weights are summed once (27 numbers for the weights d, 8 complex ones for the numerators);
-then every product with the normal matrix costs 27 shifted additions, however many slices there were.
+With linear interpolation a sample is ``s = sum_c w_c F_c`` over the 8 corners of a cell, so the
+quadratic form ``sum_m d_m |s_m|^2`` couples only the 27 neighbors of a grid point. Per cell the
+moments of the interpolation weights are summed once (27 numbers for the weights d, 8 complex ones
+for the numerators); then every product with the normal matrix costs 27 shifted additions, however
+many slices there were.
 """
 
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ class Insertion:
     slicer
         The operator that made the slices.
     group
-        Point group [n, 3, 3]: every slice is inserted at ``R g`` for all its elements, a share each.
+        Point group [n, 3, 3]: every slice is inserted at ``R g`` for all its elements, a share
+        each.
 
     Notes
     -----
@@ -149,7 +151,10 @@ class Insertion:
 
 
 def _moments(f: Tensor, real: Tensor, imaginary: Tensor, weight: Tensor, linear: bool) -> Tensor:
-    """Rows of sums per cell, [43, points] (linear) or [3, points] (nearest), for fractions f (x, y, z)."""
+    """Rows of sums per cell, [43, points] (linear) or [3, points] (nearest).
+
+    For fractions f (x, y, z).
+    """
     if not linear:
         return torch.stack([real, imaginary, weight])
     rows = f.new_empty(43, f.shape[1])

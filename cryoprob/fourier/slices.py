@@ -1,8 +1,9 @@
 """Central slices of a map: the partial Fourier transform as a matrix product, then interpolation.
 
-A map [D, D, D] is divided by the gridding correction, padded and transformed, all three in one matrix per
-axis (only frequencies inside the band are ever formed); slices are interpolated from that grid. The
-adjoint is exact, not approximate: see :mod:`cryoprob.fourier.normal` for the insertion.
+A map [D, D, D] is divided by the gridding correction, padded and transformed, all three in one
+matrix per axis (only frequencies inside the band are ever formed); slices are interpolated from
+that grid. The adjoint is exact, not approximate: see :mod:`cryoprob.fourier.normal` for the
+insertion.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from cryoprob.types import Coefficients, Maps, Rotations
 __all__ = ["INTERPOLATIONS", "Slicer"]
 
 INTERPOLATIONS = ("linear", "nearest")
-"""Interpolation kernels: trilinear (the default) or nearest neighbor, each with its gridding correction."""
+"""Interpolation kernels: trilinear (the default) or nearest neighbor.
+
+Each with its gridding correction.
+"""
 
 _CHUNK = 256
 
@@ -47,8 +51,9 @@ class Slicer:
 
     Notes
     -----
-    ``F(V)[k]`` is the 2D-unitary normalized transform of the plain sum over z, so a slice needs no further
-    factor: it is sqrt(D) times the unitary 3D coefficient. Only kx >= 0 is kept; the rest is conjugate.
+    ``F(V)[k]`` is the 2D-unitary normalized transform of the plain sum over z, so a slice needs no
+    further factor: it is sqrt(D) times the unitary 3D coefficient. Only kx >= 0 is kept; the rest
+    is conjugate.
     """
 
     band: Band
@@ -67,7 +72,7 @@ class Slicer:
         require(
             self.band.radius < self.band.box // 2,
             "band",
-            expected=f"a radius of at most {self.band.box // 2 - 1} shells for box {self.band.box}",
+            expected=f"a radius of at most {self.band.box // 2 - 1} for box {self.band.box}",
             got=str(self.band.radius),
         )
 
@@ -112,7 +117,10 @@ class Slicer:
         return self.sample(self.transform(volume), rotations)
 
     def coordinates(self, rotations: Rotations) -> tuple[Tensor, Tensor]:
-        """Grid coordinates (x, y, z) [Q, M, 3] with x >= 0, and where the conjugate was taken [Q, M]."""
+        """Grid coordinates (x, y, z) [Q, M, 3] with x >= 0.
+
+        And where the conjugate was taken [Q, M].
+        """
         points = self._frequencies @ (rotations[:, :2].to(self.dtype) * self.pad)
         flipped = points[..., 0] < 0
         return torch.where(flipped[..., None], -points, points), flipped
@@ -148,7 +156,10 @@ class Slicer:
 
     @cached_property
     def _axes(self) -> tuple[Tensor, Tensor]:
-        """Correction, padding and transform of one axis: [K, D] for k = 0..reach and -reach..reach."""
+        """Correction, padding and transform of one axis: [K.
+
+        D] for k = 0..reach and -reach..reach.
+        """
         box = self.band.box
         x = torch.arange(box, dtype=torch.float64, device=self.device) - box // 2
         k = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64, device=self.device)

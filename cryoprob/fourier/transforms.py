@@ -1,4 +1,7 @@
-"""Unitary Fourier transforms with the origin at ``D // 2``, and the crop of a box in Fourier space."""
+"""Unitary Fourier transforms with the origin at ``D // 2``.
+
+And the crop of a box in Fourier space.
+"""
 
 import torch
 from torch import Tensor
@@ -50,16 +53,16 @@ def _resize(spectrum: Tensor, box: int, axes: tuple[int, ...]) -> Tensor:
 
 
 def crop_images(images: Images, box: int) -> Images:
-    """Resample images to ``box`` pixels over the same field of view; pixel noise keeps its variance.
+    """Resample images to ``box`` pixels over the same field of view; noise keeps its variance.
 
-    Unitary coefficients are kept as they are, so white noise of variance sigma2 stays white with sigma2;
-    grey values grow by ``D / box`` (see :func:`crop_map` for the map that goes with them).
+    Unitary coefficients are kept as they are, so white noise of variance sigma2 stays white with
+    sigma2; grey values grow by ``D / box`` (see :func:`crop_map` for the map that goes with them).
     """
     return images if images.shape[-1] == box else ifft2(_resize(fft2(images), box, _PLANE)).real
 
 
 def crop_map(volume: Maps, box: int) -> Maps:
-    """Resample a map to ``box`` voxels so that its projections are :func:`crop_images` of the old ones.
+    """Resample a map to ``box`` voxels; its projections are :func:`crop_images` of the old ones.
 
     A slice carries sqrt(D), so the coefficients are scaled by ``sqrt(D / box)``.
     """

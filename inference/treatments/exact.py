@@ -1,4 +1,7 @@
-"""The exact posterior on a grid: leave the site to enumeration, and say how to stream and prune."""
+"""The exact posterior on a grid: leave the site to enumeration.
+
+And say how to stream and prune.
+"""
 
 from cryoprob.inference.treatments.base import Treatment
 
@@ -14,7 +17,8 @@ class Exact(Treatment):
     Parameters
     ----------
     mass
-        Posterior mass kept at each coarser level of a coarse-to-fine search; None searches everything.
+        Posterior mass kept at each coarser level of a coarse-to-fine search; None searches
+        everything.
     coarse_order
         Order of the coarsest rotation grid, searched completely (used with ``mass``).
     block_bytes

@@ -30,7 +30,7 @@ class GridDistribution(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Real tensors of the points' shape (membership of the grid is checked by ``log_prob``)."""
+        """Real tensors of the points' shape (not the grid's membership)."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(
@@ -52,7 +52,7 @@ class GridDistribution(TorchDistribution):
         return self.points[index].reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of grid points [*, *event]; the nearest point's where a value is between points."""
+        """Log mass of grid points [*, *event]; between points, that of the nearest."""
         lead = value.shape[: value.dim() - len(self.event_shape)]
         if value.shape[0] == len(self.points) and lead.numel() == len(self.points):
             found = self.log_mass

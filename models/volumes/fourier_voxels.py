@@ -21,8 +21,8 @@ __all__ = ["FourierVoxels", "SpectralGaussian"]
 class SpectralGaussian(TorchDistribution):
     """Gaussian maps [D, D, D], independent in Fourier space, of variance ``tau2`` [S] per shell.
 
-    ``tau2`` is the mean of |V_k|^2 of the unitary transform; the density is that of the D^3 voxels.
-    Scheres 2012 (RELION), eq. 6, with the variance of the whole coefficient.
+    ``tau2`` is the mean of |V_k|^2 of the unitary transform; the density is that of the D^3
+    voxels. Scheres 2012 (RELION), eq. 6, with the variance of the whole coefficient.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}

@@ -1,0 +1,244 @@
+"""The ``evaluate`` command: how far a fit is from the truth."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryoprob.app.words import angstrom, say, table
+from cryoprob.checks import InputError, require
+from cryoprob.fourier.transforms import crop_map
+from cryoprob.geometry.symmetry import point_group
+from cryoprob.inference.config import FitConfig
+from cryoprob.io.files import replacing
+from cryoprob.io.mrc import read_map
+from cryoprob.io.tables import ParticleTable, read_particles
+from cryoprob.masks import automatic
+from cryoprob.metrics.alignment import Alignment, align_maps
+from cryoprob.metrics.fsc import fsc, resolution
+from cryoprob.metrics.pose_error import PoseError, pose_error
+from cryoprob.types import Maps
+
+__all__ = ["Comparison", "Evaluation", "compare", "evaluate", "show_evaluation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A fit laid on the truth.
+
+    Attributes
+    ----------
+    aligned, truth
+        Maps [D, D, D] of one box.
+    pixel_size
+        A.
+    alignment
+        The motion that was found.
+    whole, masked
+        FSC of the boxes and within the molecule, [D // 2 + 1].
+    poses
+        Errors of the poses, or None where the true ones are not known.
+    """
+
+    aligned: Maps
+    truth: Maps
+    pixel_size: float
+    alignment: Alignment
+    whole: Tensor
+    masked: Tensor
+    poses: PoseError | None
+
+    def numbers(self) -> "Evaluation":
+        """What goes into ``evaluation.json``."""
+        box, size = self.truth.shape[-1], self.pixel_size
+        curves = self.whole, self.whole, self.masked, self.masked
+        reach = [
+            resolution(c, t, size, box) for c, t in zip(curves, (0.5, 0.143) * 2, strict=True)
+        ]
+        found = [None if r == float("inf") else r for r in reach]
+        poses, alignment = self.poses, self.alignment
+        return Evaluation(
+            *found,
+            pixel_size=size,
+            mirrored=alignment.mirrored,
+            turn=alignment.rotation.tolist(),
+            shift_A=alignment.shift_A.tolist(),
+            fsc=[round(v, 6) for v in self.whole.tolist()],
+            fsc_masked=[round(v, 6) for v in self.masked.tolist()],
+            images=None if poses is None else len(poses.rotation_deg),
+            median_rotation_deg=None if poses is None else poses.median_rotation_deg,
+            mean_rotation_deg=None if poses is None else poses.mean_rotation_deg,
+            median_shift_A=None if poses is None else poses.median_shift_A,
+            mean_shift_A=None if poses is None else poses.mean_shift_A,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of a comparison; None where there is none.
+
+    Attributes
+    ----------
+    resolution_05_A, resolution_0143_A
+        Where the FSC with the truth falls below 0.5 and 0.143, A, over the whole box.
+    masked_05_A, masked_0143_A
+        The same within a soft mask around the true molecule.
+    pixel_size
+        A.
+    mirrored, turn, shift_A
+        The motion that lays the fit on the truth.
+    fsc, fsc_masked
+        The curves, by shell.
+    images
+        Images whose poses were compared.
+    median_rotation_deg, mean_rotation_deg, median_shift_A, mean_shift_A
+        Errors of the poses.
+    """
+
+    resolution_05_A: float | None
+    resolution_0143_A: float | None
+    masked_05_A: float | None
+    masked_0143_A: float | None
+    pixel_size: float
+    mirrored: bool
+    turn: list[list[float]]
+    shift_A: list[float]
+    fsc: list[float]
+    fsc_masked: list[float]
+    images: int | None
+    median_rotation_deg: float | None
+    mean_rotation_deg: float | None
+    median_shift_A: float | None
+    mean_shift_A: float | None
+
+
+def compare(
+    volume: Maps,
+    truth: Maps,
+    pixel_size: float,
+    *,
+    symmetry: str = "C1",
+    tables: tuple[ParticleTable, ParticleTable] | None = None,
+) -> Comparison:
+    """Lay a map on the true one [D, D, D] and compare; with tables (found, true) the poses, too."""
+    group = point_group(symmetry)
+    alignment = align_maps(volume, truth, pixel_size=pixel_size, group=group)
+    assert alignment.aligned is not None
+    aligned, mask = alignment.aligned, automatic(truth, pixel_size)
+    poses = None if tables is None else _pose_errors(*tables, alignment, group)
+    whole, masked = fsc(aligned, truth), fsc(aligned, truth, mask)
+    return Comparison(aligned, truth, pixel_size, alignment, whole, masked, poses)
+
+
+def evaluate(run: Path, truth: Path) -> Comparison:
+    """Compare the fit in the folder ``run`` with a folder of truth or with a map.
+
+    Raises
+    ------
+    InputError
+        If the fit or the truth is missing, or they are of different size or different images.
+    """
+    remedy = "Give a folder that `cryoprob fit` has finished."
+    there = (run / "volume.mrc").exists()
+    require(there, str(run), expected="a finished fit", got="no volume.mrc", remedy=remedy)
+    volume, pixel_size = read_map(run / "volume.mrc")
+    target = _read_truth(truth / "truth.mrc" if truth.is_dir() else truth, volume, pixel_size)
+    tables, poses = None, truth / "truth.star"
+    if truth.is_dir() and poses.exists() and (run / "particles.star").exists():
+        tables = read_particles(run / "particles.star"), read_particles(poses, need=["rotation"])
+    symmetry = FitConfig.from_toml(run / "config.toml").symmetry
+    return compare(volume, target, pixel_size, symmetry=symmetry, tables=tables)
+
+
+def show_evaluation(run: Path, truth: Path) -> Evaluation:
+    """Evaluate, print, and write ``evaluation.json`` into the folder of the fit."""
+    comparison = evaluate(run, truth)
+    numbers = comparison.numbers()
+    with replacing(run / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(asdict(numbers), indent=1) + "\n")
+    print_evaluation(numbers)
+    say(f"\nWritten: {run / 'evaluation.json'}")
+    return numbers
+
+
+def print_evaluation(numbers: Evaluation) -> None:
+    """Print the numbers as tables, and the hand in words."""
+    rows = [
+        ("whole box", numbers.resolution_05_A, numbers.resolution_0143_A),
+        ("within the molecule", numbers.masked_05_A, numbers.masked_0143_A),
+    ]
+    text = [(name, angstrom(half), angstrom(seventh)) for name, half, seventh in rows]
+    table(["FSC with the truth", "0.5", "0.143"], text)
+    if numbers.images is not None:
+        _print_poses(numbers)
+    hand = "the mirror image of the truth" if numbers.mirrored else "the hand of the truth"
+    say(f"\nThe map has {hand}; rotation, shift and hand were taken out before comparing.")
+
+
+def _print_poses(numbers: Evaluation) -> None:
+    size, shift = numbers.pixel_size, (numbers.median_shift_A, numbers.mean_shift_A)
+    turn = (numbers.median_rotation_deg, numbers.mean_rotation_deg)
+    rows = [("rotation, degrees", *(f"{v:.1f}" for v in turn if v is not None))]
+    if shift[0] is not None:
+        rows.append(("shift, A", *(f"{v:.2f}" for v in shift if v is not None)))
+        rows.append(("shift, pixels", *(f"{v / size:.2f}" for v in shift if v is not None)))
+    table([f"error of {numbers.images} poses", "median", "mean"], rows, " ")
+
+
+def _read_truth(path: Path, volume: Maps, pixel_size: float) -> Maps:
+    """The true map, cropped in Fourier space to the box of the fit."""
+    truth, own = read_map(path)
+    box, whole = volume.shape[-1], truth.shape[-1]
+    side = box * pixel_size
+    got = f"{whole} voxels of {own:g} A"
+    alike = whole >= box and (own == 0 or abs(own * whole - side) < 0.01 * side)
+    expected = f"a map of {side:g} A along a side, of {box} voxels or more"
+    require(alike, str(path), expected=expected, got=got)
+    return crop_map(truth, box)
+
+
+def _pose_errors(
+    found: ParticleTable, true: ParticleTable, alignment: Alignment, group: Tensor
+) -> PoseError:
+    """Errors of the poses of the images that both tables have."""
+    rows, others = _matched(found, true)
+    mine, theirs = found[rows], true[others]
+    rotation = [_rotations(t) for t in (mine, theirs)]
+    shifts = mine.displacement(), theirs.displacement()
+    known = None not in shifts
+    shift = shifts if known else (None, None)
+    return pose_error(rotation[0], shift[0], rotation[1], shift[1], alignment, group)
+
+
+def _rotations(part: ParticleTable) -> Tensor:
+    rotation = part.rotation()
+    got = "some rows without"
+    require(rotation is not None, str(part.path), expected="angles in every row", got=got)
+    assert rotation is not None
+    return rotation
+
+
+def _matched(found: ParticleTable, true: ParticleTable) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two tables that name the same images."""
+    place = {key: row for row, key in enumerate(_keys(true))}
+    pairs = [(row, place[key]) for row, key in enumerate(_keys(found)) if key in place]
+    if not pairs:
+        raise InputError(
+            str(true.path),
+            expected=f"images of {found.path}",
+            got=f"others, such as {true.image_names([0])[0]}",
+        )
+    rows = torch.tensor(pairs).numpy()
+    return rows[:, 0], rows[:, 1]
+
+
+def _keys(part: ParticleTable) -> list[tuple[int, str]]:
+    """Image number and file of each row; the written name where the file is not found."""
+    files = [
+        name if file is None else str(file.resolve())
+        for name, file in zip(part.stacks, part.files(), strict=True)
+    ]
+    return [(int(n), files[s]) for n, s in zip(part.slice, part.stack, strict=True)]
