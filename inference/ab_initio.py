@@ -35,7 +35,7 @@ __all__ = ["AbInitio", "AbInitioState", "Start"]
 
 _PLAIN = ("number", "iteration", "done", "history")
 _FULL_STEPS = 8
-_FULL_IMAGES = 2000
+_FULL_IMAGES = 800
 _FIRST_RADIUS = 3
 
 

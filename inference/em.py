@@ -255,8 +255,8 @@ class ExactEM:
         sharp = torch.cat(
             [p.summary.probability[h.index] for p, h in zip(parts, state.halves, strict=True)]
         )
+        order, state.iteration = state.order, state.iteration + 1
         self._judge(state, mean, float(sharp.mean()), grew)
-        state.iteration += 1
         model = state.halves[0].model
         width = model.band.box * model.pixel_size
         return {
@@ -265,7 +265,7 @@ class ExactEM:
             "kind": "log_evidence, nats per image, full band",
             "resolution_A": width / max(state.shell, 1),
             "radius": model.band.radius,
-            "order": state.order,
+            "order": order,
             "probability": float(sharp.mean()),
             "images": images,
         }
@@ -284,4 +284,4 @@ class ExactEM:
             state.order, state.stalled = state.order + 1, 0
         elif state.stalled >= 2:
             state.done = True
-        state.done = state.done or state.iteration + 1 >= self.schedule.max_iterations
+        state.done = state.done or state.iteration >= self.schedule.max_iterations

@@ -22,7 +22,14 @@ from cryoprob.metrics.fsc import fsc, resolution
 from cryoprob.metrics.pose_error import PoseError, pose_error
 from cryoprob.types import Maps
 
-__all__ = ["Comparison", "Evaluation", "compare", "evaluate", "show_evaluation"]
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "compare",
+    "evaluate",
+    "show_evaluation",
+    "write_evaluation",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +130,7 @@ def compare(
     symmetry: str = "C1",
     tables: tuple[ParticleTable, ParticleTable] | None = None,
 ) -> Comparison:
-    """Lay a map on the true one [D, D, D] and compare; with tables (found, true) the poses, too."""
+    """Lay a map on the true one [D, D, D]; with tables (found, true) compare the poses, too."""
     group = point_group(symmetry)
     alignment = align_maps(volume, truth, pixel_size=pixel_size, group=group)
     assert alignment.aligned is not None
@@ -153,29 +160,33 @@ def evaluate(run: Path, truth: Path) -> Comparison:
     return compare(volume, target, pixel_size, symmetry=symmetry, tables=tables)
 
 
-def show_evaluation(run: Path, truth: Path) -> Evaluation:
-    """Evaluate, print, and write ``evaluation.json`` into the folder of the fit."""
-    comparison = evaluate(run, truth)
+def write_evaluation(comparison: Comparison, run: Path) -> Evaluation:
+    """Print a comparison and write ``evaluation.json`` into the folder of the fit."""
     numbers = comparison.numbers()
     with replacing(run / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(asdict(numbers), indent=1) + "\n")
-    print_evaluation(numbers)
-    say(f"\nWritten: {run / 'evaluation.json'}")
+    _print_maps(numbers)
+    if numbers.images is not None:
+        _print_poses(numbers)
+    hand = "the mirror image of the truth" if numbers.mirrored else "the hand of the truth"
+    say(f"\nThe map has {hand}; rotation, shift and hand were taken out before comparing.")
     return numbers
 
 
-def print_evaluation(numbers: Evaluation) -> None:
-    """Print the numbers as tables, and the hand in words."""
+def show_evaluation(run: Path, truth: Path) -> Evaluation:
+    """The command: evaluate, print, write."""
+    numbers = write_evaluation(evaluate(run, truth), run)
+    say(f"Written: {run / 'evaluation.json'}")
+    return numbers
+
+
+def _print_maps(numbers: Evaluation) -> None:
     rows = [
         ("whole box", numbers.resolution_05_A, numbers.resolution_0143_A),
         ("within the molecule", numbers.masked_05_A, numbers.masked_0143_A),
     ]
     text = [(name, angstrom(half), angstrom(seventh)) for name, half, seventh in rows]
     table(["FSC with the truth", "0.5", "0.143"], text)
-    if numbers.images is not None:
-        _print_poses(numbers)
-    hand = "the mirror image of the truth" if numbers.mirrored else "the hand of the truth"
-    say(f"\nThe map has {hand}; rotation, shift and hand were taken out before comparing.")
 
 
 def _print_poses(numbers: Evaluation) -> None:
@@ -185,7 +196,8 @@ def _print_poses(numbers: Evaluation) -> None:
     if shift[0] is not None:
         rows.append(("shift, A", *(f"{v:.2f}" for v in shift if v is not None)))
         rows.append(("shift, pixels", *(f"{v / size:.2f}" for v in shift if v is not None)))
-    table([f"error of {numbers.images} poses", "median", "mean"], rows, " ")
+    say("")
+    table([f"error of {numbers.images} poses", "median", "mean"], rows, "")
 
 
 def _read_truth(path: Path, volume: Maps, pixel_size: float) -> Maps:

@@ -46,7 +46,7 @@ def configure(
     """
     if file is None and resume and (out / "config.toml").exists():
         file = out / "config.toml"
-    chosen = {name: _plain(value) for name, value in given.items() if value is not None}
+    chosen = {name: _plain(name, value) for name, value in given.items() if value is not None}
     if file is None:
         if "particles" not in chosen:
             remedy = "For instance: cryoprob fit particles.star --out run1"
@@ -106,8 +106,10 @@ def _how_to_resume(out: Path) -> str:
     return f"Stopped. All finished steps are kept. Go on with: {command}"
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _plain(name: str, value: Any) -> Any:
+    """Files by their whole path: a run can be gone on with from any folder."""
+    is_file = isinstance(value, Path) or (name == "mask" and Path(value).is_file())
+    return str(Path(value).absolute()) if is_file else value
 
 
 def _drawn(chosen: Mapping[str, Any]) -> dict[str, int]:
@@ -152,4 +154,3 @@ def _conclude(result: "FitResult", out: Path) -> None:
         ],
         "Done",
     )
-    say(f"\n{result.trust}")

@@ -26,11 +26,17 @@ def line(record: dict[str, Any]) -> str:
     order = record.get("order")
     grid = "-" if order is None else grid_spacing(int(order))
     return (
-        f"{record['iteration']:6d}   {record['log_evidence']:12.2f}"
+        f"{_label(record):>6s}   {record['log_evidence']:12.2f}"
         f"   {record['resolution_A']:8.1f} A   {record['radius']:4d}   {grid:9s}"
         f"  {record.get('images_per_s', float('nan')):8.0f}"
         f"   {duration(record.get('seconds_left')):>9s}"
     )
+
+
+def _label(record: dict[str, Any]) -> str:
+    """The number of a step; ``2:31`` is step 31 of the second start."""
+    start = f"{record['start']}:" if "start" in record else ""
+    return f"{start}{record['iteration']}"
 
 
 class Display:
@@ -60,6 +66,8 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """One step is done."""
+        if self.last is not None and self.last.get("start") != record.get("start"):
+            self.sum_up()
         self.last = record
         self.show(record)
 
@@ -83,11 +91,16 @@ class Display:
         """Called at each step."""
 
     def finish(self) -> None:
-        """Called when a stage has ended: the last line of a stage told in part."""
-        if self.last is not None and self.brief:
-            evidence = f"log evidence {self.last['log_evidence']:.2f} nats per image"
-            self.print(f"{self.name}: {self.last['iteration']} steps, {evidence}")
+        """Called when a stage has ended."""
+        self.sum_up()
         self.last = None
+
+    def sum_up(self) -> None:
+        """What came of a start, or of a stage that was told in part."""
+        if self.last is not None and self.brief:
+            name = f"start {self.last['start']}" if "start" in self.last else self.name
+            evidence = f"log evidence {self.last['log_evidence']:.2f} nats per image"
+            self.print(f"  {name}: {self.last['iteration']} steps, {evidence}")
 
 
 class Plain(Display):
@@ -101,10 +114,9 @@ class Plain(Display):
 
     def show(self, record: dict[str, Any]) -> None:
         """A line a step, or one in a while."""
-        if self.brief and monotonic() - self._told < _EVERY_S:
-            return
-        self._told = monotonic()
-        self.print(line(record))
+        if not self.brief or monotonic() - self._told >= _EVERY_S:
+            self._told = monotonic()
+            self.print(line(record))
 
 
 class Live(Display):

@@ -54,9 +54,9 @@ class GridDistribution(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of grid points [*, *event]; between points, that of the nearest."""
         lead = value.shape[: value.dim() - len(self.event_shape)]
-        if value.shape[0] == len(self.points) and lead.numel() == len(self.points):
+        flat, points = value.reshape(lead.numel(), -1), self.points.flatten(1).to(value)
+        if flat.shape == points.shape and flat.equal(points):  # enumerated
             found = self.log_mass
         else:
-            flat = value.reshape(lead.numel(), -1)
-            found = self.log_mass[torch.cdist(flat, self.points.flatten(1).to(flat)).argmin(1)]
+            found = self.log_mass[torch.cdist(flat, points).argmin(1)]
         return found.reshape(lead).expand(torch.broadcast_shapes(lead, self.batch_shape))

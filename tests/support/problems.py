@@ -54,6 +54,15 @@ class Problem:
         return Problem(model, guide, self.stack, self.volume)
 
 
+def dense_covariance(sigma2, box):
+    """Covariance of all D^2 pixels of noise of a spectrum [S], by a sum over all frequencies."""
+    k = torch.arange(box, dtype=torch.float64) - box // 2
+    y, x = (g.flatten() for g in torch.meshgrid(k, k, indexing="ij"))
+    wave = torch.exp(-2j * torch.pi * (torch.outer(x, x) + torch.outer(y, y)) / box) / box
+    shell = torch.floor((x**2 + y**2).sqrt() + 0.5).long().clamp(max=box // 2 + 1)
+    return (wave.conj().T @ (sigma2.double()[shell][:, None] * wave)).real
+
+
 def some_map(box, generator):
     """An asymmetric object of soft edge, [D, D, D] float64, with density all over its ball."""
     white = torch.randn(box, box, box, generator=generator, dtype=torch.float64)

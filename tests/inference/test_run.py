@@ -1,0 +1,236 @@
+"""Whole fits: outputs, resume after kill -9, bad folders, half sets, known and local poses."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+from cryoprob.checks import InputError, OutputError
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.run import run_fit
+from cryoprob.inference.schedule import Schedule
+from cryoprob.io.mrc import read_map
+from cryoprob.io.mrc_writer import write_map
+from cryoprob.io.tables import read_particles
+from cryoprob.metrics.fsc import fsc
+from cryoprob.metrics.pose_error import pose_error
+from cryoprob.models.simulate import simulate
+from cryoprob.phantoms import bead_walk
+
+BOX, PIXEL, COUNT = 16, 8.0, 60
+QUICK = Schedule(max_iterations=4, max_order=3, starts=2, start_steps=4, start_images=20)
+SAME = ("config.toml", "metrics.jsonl", "particles.star", "volume.mrc", "volume_std.mrc")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """Sixty images of a bead walk at SNR 1, 16 pixels of 8 A."""
+    folder = tmp_path_factory.mktemp("stack")
+    generator = torch.Generator().manual_seed(7)
+    volume = bead_walk(20, BOX, PIXEL, generator)
+    return simulate(volume, PIXEL, COUNT, 1.0, generator, out=folder)
+
+
+def config(experiment, **settings):
+    settings = {"seed": 3, "threads": 1, "mask": "sphere", "schedule": QUICK} | settings
+    return FitConfig(str(experiment.particles), **settings)
+
+
+def contents(folder):
+    """Every output that must be the same byte for byte (log.txt and the checkpoint hold times)."""
+    return {name: (folder / name).read_bytes() for name in (*SAME, "posterior.nc")}
+
+
+def test_outputs(experiment, tmp_path):
+    result = run_fit(config(experiment, reference=str(experiment.truth_map)), tmp_path / "fit")
+    assert all((tmp_path / "fit" / name).stat().st_size for name in (*SAME, "posterior.nc"))
+    volume, pixel_size = read_map(tmp_path / "fit" / "volume.mrc")
+    assert pixel_size == pytest.approx(PIXEL) and torch.equal(volume, result.volume)
+    table = read_particles(tmp_path / "fit" / "particles.star", need=("rotation", "shift"))
+    assert len(table) == COUNT
+    assert FitConfig.from_toml(tmp_path / "fit" / "config.toml").seed == 3
+    assert result.to_arviz().posterior["rotation"].shape == (1, 1, COUNT, 3, 3)
+
+
+def test_a_low_pass_start_finds_the_poses(experiment, tmp_path):
+    """At SNR 1 a map of 20 A decides most poses: the median error is under one 7.5 degree cell."""
+    settings = replace(QUICK, max_iterations=8, max_order=4)
+    reference = {"reference": str(experiment.truth_map), "low_pass_A": 20.0}
+    start = config(experiment, schedule=settings, **reference)
+    result = run_fit(start, tmp_path / "fit")
+    truth = read_particles(experiment.truth, need=("rotation", "shift"))
+    error = pose_error(
+        result.posterior.rotation.double(),
+        result.posterior.shift.double(),
+        truth.rotation(),
+        truth.displacement(),
+    )
+    assert error.median_rotation_deg < 7.5
+
+
+RUN = """
+import os, signal, sys
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.run import run_fit
+from cryoprob.inference.loop import Quiet
+steps = int(sys.argv[3])
+class Killer(Quiet):
+    def step(self, record):
+        global steps
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+run_fit(FitConfig.from_toml(sys.argv[1]), sys.argv[2], resume=sys.argv[4] == "1", observer=Killer())
+"""
+
+
+def run_and_kill(settings, folder, steps, resume):
+    """A fit in a process of its own, killed when its ``steps``-th step is told."""
+    command = [sys.executable, "-W", "ignore", "-c", RUN, settings, folder, str(steps), str(int(resume))]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=env).returncode
+
+
+def test_resume_after_kill_gives_the_same_bytes(experiment, tmp_path):
+    """Killed twice at random steps, in the starts and in the refinement: nothing differs."""
+    (tmp_path / "fit.toml").write_text(config(experiment).to_toml())
+    run_fit(config(experiment), tmp_path / "whole")
+    total = 2 * (QUICK.start_steps + 8)
+    first, second = random.randint(1, total - 1), random.randint(1, QUICK.max_iterations)
+    arguments = tmp_path / "fit.toml", tmp_path / "killed"
+    assert run_and_kill(*arguments, first, resume=False) == -signal.SIGKILL
+    assert run_and_kill(*arguments, total - first + second, resume=True) in (-signal.SIGKILL, 0)
+    if not (tmp_path / "killed" / "volume.mrc").exists():
+        run_fit(config(experiment), tmp_path / "killed", resume=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole"), (first, second)
+
+
+def test_same_seed_same_bytes_other_seed_other_map(experiment, tmp_path):
+    known = config(experiment, reference=str(experiment.truth_map))
+    runs = [known, known, replace(known, seed=4)]
+    for number, one in enumerate(runs):
+        run_fit(one, tmp_path / str(number))
+    first, second, third = (contents(tmp_path / str(n)) for n in range(3))
+    assert first == second
+    assert first["volume.mrc"] != third["volume.mrc"]
+
+
+def test_known_poses_give_the_map_back(experiment, tmp_path):
+    truth = replace(config(experiment, poses="known"), particles=str(experiment.truth))
+    result = run_fit(truth, tmp_path / "fit")
+    volume, _ = read_map(experiment.truth_map)
+    curve = fsc(result.volume, volume)
+    assert curve[1:4].min() > 0.9  # 60 images at SNR 1 decide the first shells
+
+
+def test_local_search_stays_near(experiment, tmp_path):
+    truth = config(
+        experiment,
+        poses="local",
+        reference=str(experiment.truth_map),
+        schedule=replace(QUICK, coarse_order=3, max_order=4, max_iterations=2),
+    )
+    result = run_fit(replace(truth, particles=str(experiment.truth)), tmp_path / "fit")
+    known = read_particles(experiment.truth, need=("rotation",)).rotation()
+    error = pose_error(result.posterior.rotation.double(), None, known, None)
+    # the search reaches 12 degrees and a cell of 7.5
+    assert error.rotation_deg.max() < 12 + 7.5
+
+
+def test_half_sets(experiment, tmp_path):
+    settings = config(experiment, reference=str(experiment.truth_map), half_sets=True)
+    result = run_fit(settings, tmp_path / "fit")
+    assert len(result.halves) == 2 and not torch.equal(*result.halves)
+    assert (tmp_path / "fit" / "half2.mrc").exists() and (tmp_path / "fit" / "fsc.csv").exists()
+    assert torch.isfinite(result.posterior.log_evidence).all()
+    assert torch.allclose(result.curve, fsc(*result.halves), atol=1e-6)
+
+
+def test_symmetry_gives_a_symmetric_map(experiment, tmp_path):
+    """C2 about z: the map equals itself turned by 180 degrees, to interpolation."""
+    settings = config(experiment, reference=str(experiment.truth_map), symmetry="C2")
+    volume = run_fit(settings, tmp_path / "fit").volume
+    turned = torch.zeros_like(volume)
+    turned[:, 1:, 1:] = volume[:, 1:, 1:].flip(1, 2)
+    assert fsc(volume, turned)[1:6].min() > 0.98
+
+
+def test_a_folder_with_a_fit_is_not_overwritten(experiment, tmp_path):
+    settings = config(experiment, reference=str(experiment.truth_map))
+    run_fit(settings, tmp_path / "fit")
+    before = contents(tmp_path / "fit")
+    with pytest.raises(InputError, match="--resume"):
+        run_fit(settings, tmp_path / "fit")
+    with pytest.raises(InputError, match="other ones"):
+        run_fit(replace(settings, seed=9), tmp_path / "fit", resume=True)
+    assert contents(tmp_path / "fit") == before
+
+
+def test_nothing_to_resume(experiment, tmp_path):
+    with pytest.raises(InputError, match="no config.toml"):
+        run_fit(config(experiment), tmp_path / "none", resume=True)
+
+
+def test_a_place_that_cannot_be_written(experiment, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        run_fit(config(experiment), tmp_path / "file" / "fit")
+
+
+def test_a_disk_that_fills_up_leaves_earlier_results(experiment, tmp_path, monkeypatch):
+    """The writing of a checkpoint fails: a clear error, and the checkpoint before it is whole."""
+    settings = config(experiment, reference=str(experiment.truth_map))
+    import cryoprob.inference.run as run
+
+    real, calls = run.save_checkpoint, []
+
+    def full(path, content):
+        calls.append(path)
+        if len(calls) == 3:
+            monkeypatch.setattr(type(path), "write_bytes", _no_space)
+        real(path, content)
+
+    monkeypatch.setattr(run, "save_checkpoint", full)
+    with pytest.raises(OutputError, match="No space left"):
+        run_fit(settings, tmp_path / "fit")
+    monkeypatch.undo()
+    assert not list((tmp_path / "fit").glob(".*part"))
+    result = run_fit(settings, tmp_path / "fit", resume=True)
+    assert len(result.history) == QUICK.max_iterations
+
+
+def _no_space(self, data):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_reference_of_another_size_is_refused(experiment, tmp_path):
+    write_map(tmp_path / "big.mrc", torch.rand(20, 20, 20), PIXEL)
+    with pytest.raises(InputError, match="field of view"):
+        run_fit(config(experiment, reference=str(tmp_path / "big.mrc")), tmp_path / "fit")
+
+
+def test_the_grey_scale_of_a_reference_is_found(experiment, tmp_path):
+    """A reference a hundred times too strong ends at the same evidence, within a nat per image."""
+    volume, _ = read_map(experiment.truth_map)
+    write_map(tmp_path / "strong.mrc", 100 * volume, PIXEL)
+    paths = experiment.truth_map, tmp_path / "strong.mrc"
+    results = [
+        run_fit(config(experiment, reference=str(path)), tmp_path / f"fit{n}")
+        for n, path in enumerate(paths)
+    ]
+    first, second = (float(r.posterior.log_evidence.mean()) for r in results)
+    assert abs(first - second) < 1.0
+
+
+def test_maps_have_no_time_stamp(experiment, tmp_path):
+    run_fit(config(experiment, reference=str(experiment.truth_map)), tmp_path / "fit")
+    with mrcfile.open(tmp_path / "fit" / "volume.mrc") as opened:
+        assert opened.header.map == b"MAP "
+        assert b"20" not in np.asarray(opened.header.label)[0]
