@@ -34,7 +34,7 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["EMState", "ExactEM", "Half", "pack_half", "unpack_half"]
 
-_SHARP = 0.3
+_SHARP, _ONE_CELL = 0.3, 0.7
 _PLAIN = ("iteration", "order", "shell", "best", "stalled", "done", "history")
 
 
@@ -192,14 +192,17 @@ class ExactEM:
         return grew
 
     def _finer(self, state: EMState) -> int:
-        """The order that the resolution asks for, at most one more, once poses are sharp.
+        """The order that resolution and posteriors ask for, at most one more than before.
 
-        While an image leaves many cells open a finer grid costs much and tells little.
+        While an image leaves many cells open a finer grid costs much and tells little; where most
+        of it lies in one cell the grid is what limits it.
         """
         plan = self.schedule
-        if not state.history or state.history[-1]["probability"] < _SHARP:
-            return max(state.order, plan.coarse_order)
-        return min(state.order + 1, plan.order(state.shell))
+        sharpness = state.history[-1]["probability"] if state.history else 0.0
+        wanted = state.order < plan.order(state.shell) and sharpness > _SHARP
+        if (wanted or sharpness > _ONE_CELL) and state.order < plan.max_order:
+            return state.order + 1
+        return max(state.order, plan.coarse_order)
 
     def _grids(self, half: Half, order: int, draw: int) -> None:
         model, plan = half.model, self.schedule

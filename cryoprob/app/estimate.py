@@ -15,7 +15,7 @@ _STEPS = 15
 """Steps of a usual refinement."""
 
 _FINER = 3
-"""Work on finer grids and in the M-step, in units of the search of the coarsest grid (measured)."""
+"""Work on finer grids and in the M-step over that of the coarsest grid (measured)."""
 
 _CACHE, _CHUNK, _PROGRAM = 2**30, 2**28, 4.5e8
 
@@ -38,7 +38,7 @@ class Estimate:
 
 
 def estimate(n: int, box: int, schedule: Schedule, rate: float) -> Estimate:
-    """Memory and time for ``n`` images of a box at ``rate`` multiplications and additions a second.
+    """Memory and time for ``n`` images, with ``rate`` multiplications and additions a second.
 
     Within a factor of two or three: how far posteriors are sharp decides how much of the finer
     grids is searched.

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from cryoprob.app.estimate import estimate, product_rate
-from cryoprob.app.words import duration, facts, say, size
+from cryoprob.app.guard import notes
+from cryoprob.app.words import bullet, duration, facts, say, size
 from cryoprob.checks import require
 from cryoprob.inference.schedule import Schedule
 from cryoprob.masks import circle
@@ -19,7 +20,11 @@ _SAMPLE = 500
 _SURE = 5.0
 """Standard errors beyond which the contrast of the mean image is taken as seen."""
 
-_NAMED = 5
+_DARK = (
+    "The particles look darker than their surroundings; the model takes them as white on dark."
+    " {} --invert, if that is so."
+)
+_NAMED, _FEW = 5, 100
 
 
 def show_info(
@@ -32,35 +37,33 @@ def show_info(
     InputError
         If they cannot be read at all.
     """
-    stack = ParticleStack.read(path, need=(), pixel_size=pixel_size, box=box, invert=invert)
-    require(len(stack) > 0, str(path), expected="particles", got="none")
-    report = stack.check_all()
+    heard: list[str] = []
+    with notes(heard.append):
+        stack = ParticleStack.read(path, need=(), pixel_size=pixel_size, box=box, invert=invert)
+        require(len(stack) > 0, str(path), expected="particles", got="none")
+        report = stack.check_all()
+        found = [*(text.removeprefix("Note: ") for text in heard), *problems(stack, report)]
+    if not (report.not_finite or report.constant) and contrast_score(stack) < -_SURE:
+        found.append(_DARK.format("Leave out" if invert else "Give"))
     facts(_contents(stack, report), str(path))
     facts(_optics(stack, report), "Optics")
-    found = list(problems(stack, report))
-    say("\nWhat is wrong" if found else "\nNothing is wrong with it that could be seen.")
+    say("\nWhat is odd or wrong" if found else "\nNothing odd or wrong was found.")
     for text in found:
-        say(f"- {text}")
+        bullet(text)
     _show_estimate(stack)
 
 
 def problems(stack: ParticleStack, report: StackReport) -> Iterator[str]:
-    """What is odd or wrong, in words."""
-    for names, what in ((report.not_finite, "NaN or infinite pixels"), (report.constant, "one")):
+    """What keeps a fit from running or from being any good, in words."""
+    kinds = {"NaN or infinite pixels": report.not_finite, "all pixels equal": report.constant}
+    for kind, names in kinds.items():
         if names:
-            kind = what if what != "one" else "all pixels equal"
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             yield f"Images with {kind}: {', '.join(names[:_NAMED])}{more}. Drop these rows."
     if "CTF" in report.absent:
         yield "No defocus: a fit needs the columns of the CTF."
-    if len(stack) < 100:
+    if len(stack) < _FEW:
         yield f"Only {len(stack)} images: few for a map from unknown poses."
-    bad = len(report.not_finite) + len(report.constant)
-    if not bad and contrast_score(stack) < -_SURE:
-        yield (
-            "The particles look darker than their surroundings; the model takes them as white on"
-            " dark. Give --invert, if that is so."
-        )
 
 
 def contrast_score(stack: ParticleStack) -> float:
@@ -110,10 +113,10 @@ def _reach(values: Tensor, digits: int) -> str:
 
 def _show_estimate(stack: ParticleStack) -> None:
     cost = estimate(len(stack), stack.box, Schedule(), product_rate())
-    threads = torch.get_num_threads()
     rows = [
         ("Memory", f"about {size(cost.memory)}"),
         ("Start from nothing", f"about {duration(cost.start_s)}"),
         ("Refinement", f"about {duration(cost.refine_s)}"),
+        ("CPU threads", f"{torch.get_num_threads()}"),
     ]
-    facts(rows, f"A fit with default settings, {threads} threads (within a factor of 3)")
+    facts(rows, "A fit with default settings (within a factor of 3)")

@@ -5,7 +5,17 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["angstrom", "console", "duration", "facts", "grid_spacing", "say", "size", "table"]
+__all__ = [
+    "angstrom",
+    "bullet",
+    "console",
+    "duration",
+    "facts",
+    "grid_spacing",
+    "say",
+    "size",
+    "table",
+]
 
 
 def console() -> Console:
@@ -17,6 +27,13 @@ def console() -> Console:
 def say(text: str) -> None:
     """Print a paragraph."""
     console().print(text, markup=False)
+
+
+def bullet(text: str) -> None:
+    """Print an item of a list."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row("-", text)
+    console().print(grid, markup=False)
 
 
 def facts(rows: Iterable[tuple[str, str]], title: str = "") -> None:

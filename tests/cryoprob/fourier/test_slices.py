@@ -250,5 +250,5 @@ def test_bad_input():
     band = full_band(8)
     with pytest.raises(InputError, match="linear or nearest, got 'cubic'"):
         Slicer(band.prefix(3), "cubic")
-    with pytest.raises(InputError, match="at most 3 shells for box 8, got 4"):
+    with pytest.raises(InputError, match="at most 3 .*got 4"):
         Slicer(band.prefix(4))
