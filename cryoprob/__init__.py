@@ -1,0 +1,136 @@
+"""Cryo-EM single-particle reconstruction as probabilistic programming, on Pyro and PyTorch.
+
+    import cryoprob as cp
+
+    result = cp.run_fit(cp.FitConfig("particles.star", seed=1), "run1")
+
+Names are loaded when they are used (PEP 562), so that importing the package needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cryoprob.checks import DataWarning, InputError, OutputError
+    from cryoprob.geometry.grids import RotationGrid
+    from cryoprob.geometry.shifts import ShiftGrid
+    from cryoprob.inference.config import FitConfig
+    from cryoprob.inference.e_step import e_step
+    from cryoprob.inference.guide import Guide
+    from cryoprob.inference.result import FitResult
+    from cryoprob.inference.run import run_fit
+    from cryoprob.inference.schedule import Schedule
+    from cryoprob.inference.treatments.exact import Exact
+    from cryoprob.inference.treatments.known import Known
+    from cryoprob.inference.treatments.local import Local
+    from cryoprob.inference.treatments.point import Point
+    from cryoprob.io.mrc import read_map, write_map
+    from cryoprob.io.structures import density, read_structure
+    from cryoprob.io.tables import read_particles, write_particles
+    from cryoprob.metrics.alignment import align_maps
+    from cryoprob.metrics.fsc import fsc, half_map_fsc, resolution
+    from cryoprob.metrics.pose_error import pose_error
+    from cryoprob.models.noises.radial_noise import RadialNoise
+    from cryoprob.models.particle_model import ParticleModel
+    from cryoprob.models.poses.gaussian_shift import GaussianShift
+    from cryoprob.models.poses.uniform_rotation import UniformRotation
+    from cryoprob.models.simulate import Microscope, simulate
+    from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+    from cryoprob.optics import Optics, ctf
+    from cryoprob.particles import Batch, ParticleStack
+    from cryoprob.phantoms import PHANTOMS
+
+_HOMES = {
+    "cryoprob.checks": "DataWarning InputError OutputError",
+    "cryoprob.geometry.grids": "RotationGrid",
+    "cryoprob.geometry.shifts": "ShiftGrid",
+    "cryoprob.inference.config": "FitConfig",
+    "cryoprob.inference.e_step": "e_step",
+    "cryoprob.inference.guide": "Guide",
+    "cryoprob.inference.result": "FitResult",
+    "cryoprob.inference.run": "run_fit",
+    "cryoprob.inference.schedule": "Schedule",
+    "cryoprob.inference.treatments.exact": "Exact",
+    "cryoprob.inference.treatments.known": "Known",
+    "cryoprob.inference.treatments.local": "Local",
+    "cryoprob.inference.treatments.point": "Point",
+    "cryoprob.io.mrc": "read_map write_map",
+    "cryoprob.io.structures": "density read_structure",
+    "cryoprob.io.tables": "read_particles write_particles",
+    "cryoprob.metrics.alignment": "align_maps",
+    "cryoprob.metrics.fsc": "fsc half_map_fsc resolution",
+    "cryoprob.metrics.pose_error": "pose_error",
+    "cryoprob.models.noises.radial_noise": "RadialNoise",
+    "cryoprob.models.particle_model": "ParticleModel",
+    "cryoprob.models.poses.gaussian_shift": "GaussianShift",
+    "cryoprob.models.poses.uniform_rotation": "UniformRotation",
+    "cryoprob.models.simulate": "Microscope simulate",
+    "cryoprob.models.volumes.fourier_voxels": "FourierVoxels",
+    "cryoprob.optics": "Optics ctf",
+    "cryoprob.particles": "Batch ParticleStack",
+    "cryoprob.phantoms": "PHANTOMS",
+}
+
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+_MODULES = "fourier geometry inference io masks metrics models noise optics particles phantoms"
+
+__all__ = [
+    "Batch",
+    "DataWarning",
+    "Exact",
+    "FitConfig",
+    "FitResult",
+    "FourierVoxels",
+    "GaussianShift",
+    "Guide",
+    "InputError",
+    "Known",
+    "Local",
+    "Microscope",
+    "Optics",
+    "OutputError",
+    "PHANTOMS",
+    "ParticleModel",
+    "ParticleStack",
+    "Point",
+    "RadialNoise",
+    "RotationGrid",
+    "Schedule",
+    "ShiftGrid",
+    "UniformRotation",
+    "__version__",
+    "align_maps",
+    "ctf",
+    "density",
+    "e_step",
+    "fsc",
+    "half_map_fsc",
+    "pose_error",
+    "read_map",
+    "read_particles",
+    "read_structure",
+    "resolution",
+    "run_fit",
+    "simulate",
+    "write_map",
+    "write_particles",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cryoprob")
+    if name in _MODULES.split():
+        return import_module(f"cryoprob.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'cryoprob' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

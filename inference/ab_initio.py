@@ -163,7 +163,7 @@ class AbInitio:
         generator = self._generator(state)
         share = state.iteration / self.schedule.start_steps
         growth = self.schedule.start_radius - _FIRST_RADIUS
-        self._grids(state, _FIRST_RADIUS + round(growth * min(1.0, 1.25 * share)), 2, generator)
+        self._grids(state, _FIRST_RADIUS + round(growth * min(1.0, 1.25 * share)), generator)
         index = self._subset(stack, generator, self.schedule.start_images)
         statistics = e_step(model, guide, stack, index, symmetry=self.symmetry)
         old, equations = guide.volume.coefficients.data, statistics.insertion.equations()
@@ -175,7 +175,7 @@ class AbInitio:
     def _full(self, state: AbInitioState, stack: ParticleStack) -> dict[str, Any]:
         model, guide = state.current.model, state.current.guide
         generator = self._generator(state)
-        self._grids(state, self.schedule.start_radius, 2, generator)
+        self._grids(state, self.schedule.start_radius, generator)
         index = torch.arange(min(len(stack), _FULL_IMAGES))
         statistics = e_step(model, guide, stack, index, symmetry=self.symmetry)
         equations, old = statistics.insertion.equations(), guide.volume.coefficients.data
@@ -191,15 +191,14 @@ class AbInitio:
         state.number += 1
         state.done = state.number == self.schedule.starts
 
-    def _grids(
-        self, state: AbInitioState, radius: int, order: int, generator: torch.Generator
-    ) -> None:
+    def _grids(self, state: AbInitioState, radius: int, generator: torch.Generator) -> None:
+        """A randomly turned grid as fine as the band can tell (30 degrees up to shell 5)."""
         model = state.current.model
         kind = {"dtype": self.dtype, "device": self.device}
         turn = random_rotations(1, generator, dtype=torch.float64)[0]
         model.volume.set_band(radius)
         model.rotation = UniformRotation(**kind).discretize(
-            order, symmetry=self.symmetry, turn=turn
+            1 if radius <= 5 else 2, symmetry=self.symmetry, turn=turn
         )
         extent = self.schedule.shift_extent * model.pixel_size * 0.5
         step = model.pixel_size * model.band.box / (4 * radius)

@@ -100,7 +100,8 @@ def draw_optics(n: int, generator: torch.Generator, microscope: Microscope) -> O
     half = microscope.astigmatism * uniform[1] / 2
     mean = low + (high - low) * uniform[0]
     lens = (microscope.voltage, microscope.spherical_aberration, microscope.amplitude_contrast)
-    optics = Optics(mean + half, mean - half, 180 * uniform[2], *lens)  # type: ignore[arg-type]
+    alike = torch.tensor(lens, dtype=torch.float64)
+    optics = Optics(mean + half, mean - half, 180 * uniform[2], *alike.unbind())
     check_optics(optics, "microscope")
     return optics
 
@@ -201,8 +202,9 @@ def simulate(
     table = new_table(folder / "particles.mrcs", n, pixel_size, box=box, optics=optics)
     write_particles(folder / "truth.star", table, poses.rotation, poses.shift)
     write_particles(folder / "particles.star", table)
-    paths = (folder / name for name in ("particles.star", "truth.star", "truth.mrc"))
-    return Simulation(*paths, scale)
+    names = ("particles.star", "truth.star", "truth.mrc")
+    particles, truth, truth_map = (folder / name for name in names)
+    return Simulation(particles, truth, truth_map, scale)
 
 
 def _check(volume: Maps, pixel_size: float, n: int, snr: float) -> int:
@@ -238,7 +240,8 @@ def _model(box: int, pixel_size: float, sigma: float) -> ParticleModel:
 def _blank_batches(model: ParticleModel, optics: Optics | None, n: int) -> Iterator[Batch]:
     """Batches whose images are all zero, over the whole band."""
     band = full_band(model.band.box)
-    for index in torch.arange(n).split(max(1, _BLOCK_NUMBERS // band.box**2)):
+    size = max(1, _BLOCK_NUMBERS // band.box**2)
+    for index in (torch.arange(low, min(low + size, n)) for low in range(0, n, size)):
         here = None if optics is None else optics[index]
         transfer = torch.ones(len(index), len(band))
         if here is not None:

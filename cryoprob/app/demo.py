@@ -9,8 +9,8 @@ import torch
 from cryoprob.app.evaluate import Comparison, evaluate, write_evaluation
 from cryoprob.app.fit import watched
 from cryoprob.app.plots import plot_directions, plot_evidence, plot_fsc, plot_maps
-from cryoprob.app.posteriors import Fitted
-from cryoprob.app.simulate import Source, run_simulate
+from cryoprob.app.posteriors import Directions, Fitted
+from cryoprob.app.simulate import Source, make
 from cryoprob.app.words import angstrom, facts, say
 from cryoprob.checks import require
 from cryoprob.inference.config import FitConfig
@@ -27,7 +27,7 @@ PIXEL_SIZE, BOX, SNR, IMAGES = 3.0, 32, 0.3, 500
 SCHEDULE = Schedule(starts=2, start_steps=60, start_images=100, max_iterations=10, max_order=3)
 """Short, for a small molecule that is easily found."""
 
-_SHOWN = 6
+_SHOWN, _LOOKED_AT = 6, 40
 
 
 def run_demo(out: Path | None, seed: int | None, threads: int | None) -> None:
@@ -45,7 +45,7 @@ def run_demo(out: Path | None, seed: int | None, threads: int | None) -> None:
     seed = secrets.randbelow(2**31) if seed is None else seed
     say("1. Simulate: adenylate kinase, open, from a model that is run forward.\n")
     source = Source(phantom="adk-open", box=BOX, pixel_size=PIXEL_SIZE)
-    run_simulate(source, folder, IMAGES, SNR, seed, None, Microscope())
+    make(source, folder, IMAGES, SNR, seed, None, Microscope())
     say("\n2. Fit: the map, from nothing but the images, with every pose summed out.\n")
     config = FitConfig(
         str((folder / "particles.star").absolute()),
@@ -69,19 +69,20 @@ def draw_figures(folder: Path, result: FitResult, comparison: Comparison) -> Non
     plot_fsc(folder / "fsc.png", curves, size)
     plot_evidence(folder / "evidence.png", result.history)
     stack = ParticleStack.read(folder / "particles.star")
-    fitted, index = Fitted.load(folder / "fit", stack), _from_surest(result)
+    fitted = Fitted.load(folder / "fit", stack)
+    views = fitted.directions(torch.arange(_LOOKED_AT)).moved(comparison.alignment)
+    index = _from_surest(views)
     posterior = result.posterior.take(index)
     clean = fitted.predict(index, posterior.rotation, posterior.shift)
-    views = fitted.directions(index).moved(comparison.alignment)
     truth = read_particles(folder / "truth.star").rotation()
     assert truth is not None
-    true_views = truth[index, 2]
-    plot_directions(folder / "posteriors.png", stack.images(index), clean, views, true_views)
+    figure = folder / "posteriors.png"
+    plot_directions(figure, stack.images(index), clean, views.take(index), truth[index, 2])
 
 
-def _from_surest(result: FitResult) -> torch.Tensor:
-    """Six images, evenly from the least to the greatest entropy of the pose."""
-    order = result.posterior.entropy.cpu().argsort()
+def _from_surest(views: Directions) -> torch.Tensor:
+    """Six images, evenly from the fewest to the most open directions."""
+    order = views.effective.argsort()
     return order[torch.linspace(0, len(order) - 1, _SHOWN).long()]
 
 

@@ -68,7 +68,7 @@ def product_rate(seconds: float = 0.2) -> float:
 def _work(order: int, box: int, radius: int, shifts: float) -> float:
     """Multiplications and additions for one image on a whole grid of poses."""
     numbers = 2 * len(full_band(box).prefix(radius))
-    return 2 * 72 * 8**order * shifts * numbers
+    return float(2 * 72 * 8**order * shifts * numbers)
 
 
 def _memory(n: int, box: int) -> float:

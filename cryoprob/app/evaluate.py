@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoprob.app.words import angstrom, say, table
@@ -30,6 +31,8 @@ __all__ = [
     "show_evaluation",
     "write_evaluation",
 ]
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +63,16 @@ class Comparison:
 
     def numbers(self) -> "Evaluation":
         """What goes into ``evaluation.json``."""
-        box, size = self.truth.shape[-1], self.pixel_size
-        curves = self.whole, self.whole, self.masked, self.masked
-        reach = [
-            resolution(c, t, size, box) for c, t in zip(curves, (0.5, 0.143) * 2, strict=True)
-        ]
-        found = [None if r == float("inf") else r for r in reach]
-        poses, alignment = self.poses, self.alignment
+        poses = self.poses
         return Evaluation(
-            *found,
-            pixel_size=size,
-            mirrored=alignment.mirrored,
-            turn=alignment.rotation.tolist(),
-            shift_A=alignment.shift_A.tolist(),
+            resolution_05_A=self._reach(self.whole, 0.5),
+            resolution_0143_A=self._reach(self.whole, 0.143),
+            masked_05_A=self._reach(self.masked, 0.5),
+            masked_0143_A=self._reach(self.masked, 0.143),
+            pixel_size=self.pixel_size,
+            mirrored=self.alignment.mirrored,
+            turn=self.alignment.rotation.tolist(),
+            shift_A=self.alignment.shift_A.tolist(),
             fsc=[round(v, 6) for v in self.whole.tolist()],
             fsc_masked=[round(v, 6) for v in self.masked.tolist()],
             images=None if poses is None else len(poses.rotation_deg),
@@ -81,6 +81,11 @@ class Comparison:
             median_shift_A=None if poses is None else poses.median_shift_A,
             mean_shift_A=None if poses is None else poses.mean_shift_A,
         )
+
+    def _reach(self, curve: Tensor, threshold: float) -> float | None:
+        """Resolution of a curve, or None if it has none."""
+        found = resolution(curve, threshold, self.pixel_size, self.truth.shape[-1])
+        return None if found == float("inf") else found
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,7 @@ def _rotations(part: ParticleTable) -> Tensor:
     return rotation
 
 
-def _matched(found: ParticleTable, true: ParticleTable) -> tuple[np.ndarray, np.ndarray]:
+def _matched(found: ParticleTable, true: ParticleTable) -> tuple[Rows, Rows]:
     """Rows of two tables that name the same images."""
     place = {key: row for row, key in enumerate(_keys(true))}
     pairs = [(row, place[key]) for row, key in enumerate(_keys(found)) if key in place]
@@ -253,4 +258,4 @@ def _keys(part: ParticleTable) -> list[tuple[int, str]]:
         name if file is None else str(file.resolve())
         for name, file in zip(part.stacks, part.files(), strict=True)
     ]
-    return [(int(n), files[s]) for n, s in zip(part.slice, part.stack, strict=True)]
+    return [(n, files[s]) for n, s in zip(part.slice.tolist(), part.stack.tolist(), strict=True)]

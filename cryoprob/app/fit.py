@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryoprob.app.guard import Interrupted
 from cryoprob.app.words import angstrom, facts, say
-from cryoprob.checks import InputError, require
+from cryoprob.checks import InputError, OutputError, require
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.schedule import Schedule
 
@@ -52,7 +52,8 @@ def configure(
             remedy = "For instance: cryoprob fit particles.star --out run1"
             got = "nothing"
             raise InputError("PARTICLES", expected="a STAR file", got=got, remedy=remedy)
-        config = FitConfig(**chosen, **_drawn(chosen))
+        chosen.setdefault("seed", secrets.randbelow(2**31))
+        config = FitConfig(**chosen)
     else:
         config = replace(FitConfig.from_toml(file), **chosen)
     return replace(config, schedule=_schedule(config.schedule, settings))
@@ -88,15 +89,32 @@ def refuse_overwriting(out: Path, resume: bool) -> None:
 
 
 def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
-    """Fit under a progress display; Ctrl-C becomes :class:`Interrupted`."""
+    """Fit under a progress display.
+
+    Raises
+    ------
+    InputError
+        If the input is bad; a folder that was new is then as if nothing had been.
+    OutputError, Interrupted
+        If a file cannot be written, and on Ctrl-C; both say how to go on.
+    """
     from cryoprob.app.progress import display
     from cryoprob.inference.run import run_fit
 
+    fresh = not (out / "config.toml").exists()
     try:
         with display() as observer:
             return run_fit(config, out, resume=resume, observer=observer)
     except KeyboardInterrupt:
         raise Interrupted(_how_to_resume(out)) from None
+    except OutputError as error:
+        remedy = f"{error.remedy} {_how_to_resume(out)}"
+        told = {"expected": error.expected, "got": error.got, "remedy": remedy}
+        raise OutputError(error.where, **told) from error
+    except InputError:
+        if fresh:
+            _forget(out)
+        raise
 
 
 def _how_to_resume(out: Path) -> str:
@@ -106,15 +124,19 @@ def _how_to_resume(out: Path) -> str:
     return f"Stopped. All finished steps are kept. Go on with: {command}"
 
 
+def _forget(out: Path) -> None:
+    """Remove the settings of a fit that came to nothing, so that the folder can be used."""
+    if not (out / "checkpoint.pt").exists():
+        (out / "config.toml").unlink(missing_ok=True)
+        (out / "log.txt").unlink(missing_ok=True)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+
+
 def _plain(name: str, value: Any) -> Any:
     """Files by their whole path: a run can be gone on with from any folder."""
     is_file = isinstance(value, Path) or (name == "mask" and Path(value).is_file())
     return str(Path(value).absolute()) if is_file else value
-
-
-def _drawn(chosen: Mapping[str, Any]) -> dict[str, int]:
-    """A seed if none was given."""
-    return {} if "seed" in chosen else {"seed": secrets.randbelow(2**31)}
 
 
 def _schedule(base: Schedule, settings: Sequence[str]) -> Schedule:

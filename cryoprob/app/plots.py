@@ -21,7 +21,7 @@ __all__ = ["plot_directions", "plot_evidence", "plot_fsc", "plot_maps", "save"]
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 """Of the palette of Okabe and Ito, which is safe for the color-blind."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -111,20 +111,20 @@ def plot_directions(
     """
     count = len(images)
     figure = Figure(figsize=(1.9 * count, 4.9), layout="constrained")
-    grid = figure.add_gridspec(3, count, height_ratios=[1, 1, 0.75])
+    grid = figure.add_gridspec(3, count, height_ratios=[1, 1, 0.7])
     for place in range(count):
         top, middle = (figure.add_subplot(grid[row, place]) for row in range(2))
         _picture(top, images[place], _reach(images))
         _picture(middle, clean[place], _reach(clean))
-        top.set_title(f"{views.effective(place):.1f} directions", fontsize=9)
+        top.set_title(f"{views.effective[place]:.1f} directions", fontsize=9)
         globe = figure.add_subplot(grid[2, place], projection="mollweide")
         _globe(globe, views.directions, views.mass[place])
         if truth is not None:
             _mark(globe, truth[place])
         for ax, label in ((top, "image"), (middle, "prediction"), (globe, "posterior")):
             ax.set_ylabel(label if place == 0 else "", fontsize=10)
-    title = "Where six images are seen from, the surest first (ring: the truth)"
-    figure.suptitle(title if truth is not None else title.partition(" (")[0])
+    ring = "" if truth is None else " (ring: the truth)"
+    figure.suptitle(f"Where {count} images are seen from{ring}")
     return save(figure, path)
 
 
@@ -169,7 +169,7 @@ def _globe(ax: Axes, directions: Tensor, mass: Tensor) -> None:
     """Masses of directions on the sphere, in the projection of Mollweide."""
     shade = (mass / mass.max()).clamp(min=1e-9).sqrt()
     order = shade.argsort()
-    size = 3200 / len(directions)
+    size = 9000 / len(directions)
     x, y = _angles(directions[order])
     ax.scatter(x, y, c=shade[order], s=size, cmap="Blues", vmin=0, vmax=1, linewidths=0)
     ax.set_xticks([])

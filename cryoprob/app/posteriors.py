@@ -30,10 +30,14 @@ class Directions:
     directions: Tensor
     mass: Tensor
 
-    def effective(self, image: int) -> float:
-        """How many directions an image leaves open: exp of the entropy."""
-        mass = self.mass[image]
-        return float(torch.exp(-torch.xlogy(mass, mass).sum()))
+    @property
+    def effective(self) -> Tensor:
+        """How many directions each image leaves open, exp of the entropy, [n]."""
+        return torch.exp(-torch.xlogy(self.mass, self.mass).sum(1))
+
+    def take(self, index: Tensor) -> "Directions":
+        """Some of the images."""
+        return Directions(self.directions, self.mass[index])
 
     def moved(self, motion: Motion) -> "Directions":
         """The same for the moved map."""

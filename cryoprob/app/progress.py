@@ -23,8 +23,8 @@ _MANY = 60
 
 def line(record: dict[str, Any]) -> str:
     """A step in one line: evidence in nats per image, resolution in A, band in shells."""
-    order = record.get("order")
-    grid = "-" if order is None else grid_spacing(int(order))
+    searched = record.get("stage") != "reconstruct"
+    grid = grid_spacing(int(record["order"])) if searched else "-"
     return (
         f"{_label(record):>6s}   {record['log_evidence']:12.2f}"
         f"   {record['resolution_A']:8.1f} A   {record['radius']:4d}   {grid:9s}"
@@ -56,6 +56,8 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self.last = None
         self.finish()
 
     def stage(self, name: str, steps: int) -> None:
@@ -145,7 +147,8 @@ class Live(Display):
             self.print(line(record))
         numbers = f"{record['log_evidence']:.2f} nats/image, {record['resolution_A']:.1f} A"
         left = f"{duration(record.get('seconds_left'))} left"
-        self._progress.update(self._task, advance=1, numbers=numbers, left=left)
+        done = record.get("count", self._progress.tasks[0].completed + 1)
+        self._progress.update(self._task, completed=done, numbers=numbers, left=left)
 
     def finish(self) -> None:
         """Take the bar away."""

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from cryoprob.models.simulate import Microscope, Simulation, simulate
 from cryoprob.phantoms import PHANTOMS
 from cryoprob.types import Maps
 
-__all__ = ["Source", "run_simulate"]
+__all__ = ["Source", "make", "run_simulate"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,13 @@ class Source:
         return self.pixel_size
 
 
-def run_simulate(
+def run_simulate(source: Source, out: Path, *rest: Any) -> None:
+    """The command: :func:`make`, and what to do next."""
+    made = make(source, out, *rest)
+    say(f"Next: cryoprob fit {made.particles} --out {out / 'fit'}")
+
+
+def make(
     source: Source,
     out: Path,
     n: int,
@@ -126,5 +133,4 @@ def run_simulate(
             (str(made.truth_map), f"the map, times {made.scale:.4g}: noise has variance 1"),
         ]
     )
-    say(f"Next: cryoprob fit {made.particles} --out {out / 'fit'}")
     return made

@@ -53,7 +53,9 @@ def one_by_one(slices, phase, ctf, sigma2, band, value):
         numbers = [complex(value[k] - mean[k]).real]
         if float(band.weight[k]) > 1:
             numbers.append(complex(value[k] - mean[k]).imag)
-        total += sum(-(x**2) / variance / 2 - math.log(2 * math.pi * variance) / 2 for x in numbers)
+        total += sum(
+            -(x**2) / variance / 2 - math.log(2 * math.pi * variance) / 2 for x in numbers
+        )
     return total
 
 
@@ -127,9 +129,7 @@ def test_mean_and_samples(generator):
 def drawn():
     """A likelihood of one pose, and 4000 images of it."""
     parts = Parts(torch.Generator().manual_seed(11))
-    found = ImageLikelihood(
-        parts.slices(), parts.phase(), parts.ctf(), parts.sigma2(), parts.band
-    )
+    found = ImageLikelihood(parts.slices(), parts.phase(), parts.ctf(), parts.sigma2(), parts.band)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return found, found.sample((4000,))

@@ -188,7 +188,7 @@ def test_the_elbo_as_a_torch_module():
     before = loss(problem.batch)
     before.backward()
     torch.optim.SGD(loss.parameters(), lr=1e-3).step()
-    assert float(loss(problem.batch)) < float(before)
+    assert loss(problem.batch).item() < before.item()
     assert not list(pyro.get_param_store())
 
 

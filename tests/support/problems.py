@@ -49,7 +49,9 @@ class Problem:
         old, kind = self.model, {"dtype": self.volume.dtype}
         poses = UniformRotation(**kind), GaussianShift(SHIFT_SIGMA, **kind)
         model = ParticleModel(old.volume, *poses, old.noise, old.pixel_size, old.contrast)
-        rotation, shift = (Known(v.to(self.volume)) for v in (self.stack.rotation, self.stack.shift))
+        rotation, shift = (
+            Known(v.to(self.volume)) for v in (self.stack.rotation, self.stack.shift)
+        )
         guide = Guide(rotation=rotation, shift=shift, volume=Point(self.volume))
         return Problem(model, guide, self.stack, self.volume)
 
@@ -80,8 +82,9 @@ def some_optics(n, generator):
 def some_contrast(n, generator, dtype):
     """Unlike amplitudes and noise factors."""
     contrast = Contrast(n, dtype=dtype)
-    contrast.scale.uniform_(0.7, 1.4, generator=generator)
-    contrast.spread.uniform_(0.8, 1.25, generator=generator)
+    scale, spread = torch.rand(2, n, generator=generator, dtype=torch.float64)
+    contrast.scale.copy_(0.7 + 0.7 * scale)
+    contrast.spread.copy_(0.8 + 0.45 * spread)
     return contrast
 
 

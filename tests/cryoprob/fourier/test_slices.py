@@ -5,6 +5,7 @@ from itertools import permutations, product
 
 import pytest
 import torch
+from brute_force import direct_slices
 
 from cryoprob.checks import InputError
 from cryoprob.fourier.bands import full_band
@@ -19,18 +20,6 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-11}
 def slicer(box=16, radius=None, **options):
     radius = box // 2 - 1 if radius is None else radius
     return Slicer(full_band(box).prefix(radius), dtype=F64, **options)
-
-
-def direct(volume, rotations, band):
-    """Slices by the sum over voxels of V(r) exp(-2 pi i (R^T k) . r / D) / D, packed."""
-    box = band.box
-    place = volume.nonzero()
-    where = (place - box // 2).flip(1).double()  # (x, y, z)
-    plane = torch.stack([band.kx, band.ky, torch.zeros_like(band.kx)], 1).double()
-    angle = -2 * math.pi / box * (plane @ rotations) @ where.T
-    density = volume[tuple(place.T)]
-    total = torch.complex(angle.cos() @ density, angle.sin() @ density)
-    return total * band.weight / box
 
 
 def point_map(box, place):
@@ -94,9 +83,7 @@ def test_conventions_in_words(generator):
     volume, found = lopsided(box, generator), slicer(box)
     plain = volume / correction(box, "linear")
     none = torch.eye(3, dtype=F64)
-    torch.testing.assert_close(
-        found.slices(volume, none), found.band.pack(plain.sum(0)), **TIGHT
-    )
+    torch.testing.assert_close(found.slices(volume, none), found.band.pack(plain.sum(0)), **TIGHT)
     about_z = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=F64)
     image = plain.sum(0)[1:, 1:].rot90(1, (1, 0))  # what lay at +x goes to +y
     wanted = found.band.pack(torch.nn.functional.pad(image, (1, 0, 1, 0)))
@@ -138,7 +125,7 @@ def error_bound(place, box, pad, interpolation):
 
 def relative_error(volume, found, rotations):
     """Of the slices, per coefficient, relative to what a voxel of the map's total power has."""
-    error = found.slices(volume, rotations) - direct(volume, rotations, found.band)
+    error = found.slices(volume, rotations) - direct_slices(volume, rotations, found.band)
     return error.abs() / (found.band.weight * volume.square().sum().sqrt() / found.band.box)
 
 
