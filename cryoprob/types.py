@@ -11,9 +11,9 @@ G    optics (noise) groups               *    any leading batch dimensions
 from os import PathLike
 from typing import TypeAlias
 
-from torch import Tensor
+from torch import Size, Tensor
 
-__all__ = ["Coefficients", "Images", "Maps", "PathType", "Rotations", "Shifts", "Tensor"]
+__all__ = ["Coefficients", "Images", "Maps", "PathType", "Rotations", "Shifts", "Sizes", "Tensor"]
 
 Images: TypeAlias = Tensor
 """[*, D, D] real pixels (y, x)."""
@@ -29,6 +29,9 @@ Rotations: TypeAlias = Tensor
 
 Shifts: TypeAlias = Tensor
 """[*, 2] displacement (x, y) of the particle from the image center, Angstrom."""
+
+Sizes: TypeAlias = Size | list[int] | tuple[int, ...]
+"""A shape, as torch's distributions take it."""
 
 PathType: TypeAlias = str | PathLike[str]
 """A path on disk."""

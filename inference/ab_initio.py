@@ -17,6 +17,7 @@ from cryoprob.inference.e_step import e_step
 from cryoprob.inference.em import Half, pack_half, unpack_half
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.m_step import solve_volume, update_noise
+from cryoprob.inference.regions import Level
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.treatments.exact import Exact
@@ -74,6 +75,12 @@ class AbInitioState:
     def winner(self) -> Start:
         """The start of the largest log evidence."""
         return max(self.starts, key=lambda start: start.log_evidence)
+
+    @property
+    def running(self) -> Half:
+        """The current start, within a step of it."""
+        assert self.current is not None
+        return self.current
 
     def pack(self) -> dict[str, Any]:
         """Everything a checkpoint needs, as tensors and plain values."""
@@ -137,10 +144,16 @@ class AbInitio:
 
     def _new(self, stack: ParticleStack, volume: Maps) -> Half:
         """Model and guide of a start at a map."""
-        kind = {"dtype": self.dtype, "device": self.device}
-        model = build_model(stack, self.schedule, self.power, radius=_FIRST_RADIUS + 1, **kind)
-        exact = Exact()
-        guide = Guide(rotation=exact, shift=exact, volume=Point(volume.to(**kind)))
+        model = build_model(
+            stack,
+            self.schedule,
+            self.power,
+            radius=_FIRST_RADIUS + 1,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        exact, point = Exact(), Point(volume.to(self.device, self.dtype))
+        guide = Guide(rotation=exact, shift=exact, volume=point)
         return Half(model, guide, torch.arange(len(stack)))
 
     def _begin(self, state: AbInitioState, stack: ParticleStack) -> Half:
@@ -154,12 +167,12 @@ class AbInitio:
         guide = Guide(rotation=known[0], shift=known[1], volume=start.guide.volume)
         index = self._subset(stack, generator, self.schedule.start_images)
         equations = e_step(start.model, guide, stack, index).insertion.equations()
-        found = solve_volume(equations, start.model.volume.tau2, zero, tolerance=1e-3)
+        found = solve_volume(equations, start.model.linear_volume.tau2, zero, tolerance=1e-3)
         start.guide.volume.coefficients.data = found.volume
         return start
 
     def _stochastic(self, state: AbInitioState, stack: ParticleStack) -> dict[str, Any]:
-        model, guide = state.current.model, state.current.guide
+        model, guide = state.running.model, state.running.guide
         generator = self._generator(state)
         share = state.iteration / self.schedule.start_steps
         growth = self.schedule.start_radius - _FIRST_RADIUS
@@ -167,25 +180,25 @@ class AbInitio:
         index = self._subset(stack, generator, self.schedule.start_images)
         statistics = e_step(model, guide, stack, index, symmetry=self.symmetry)
         old, equations = guide.volume.coefficients.data, statistics.insertion.equations()
-        new = solve_volume(equations, model.volume.tau2, old, tolerance=1e-3).volume
+        new = solve_volume(equations, model.linear_volume.tau2, old, tolerance=1e-3).volume
         guide.volume.coefficients.data = self._constrain(0.7 * old + 0.3 * new, model)
         update_noise(model, statistics, rate=0.2)
         return self._record(state, statistics.summary.log_evidence[index])
 
     def _full(self, state: AbInitioState, stack: ParticleStack) -> dict[str, Any]:
-        model, guide = state.current.model, state.current.guide
+        model, guide = state.running.model, state.running.guide
         generator = self._generator(state)
         self._grids(state, self.schedule.start_radius, generator)
         index = torch.arange(min(len(stack), _FULL_IMAGES))
         statistics = e_step(model, guide, stack, index, symmetry=self.symmetry)
         equations, old = statistics.insertion.equations(), guide.volume.coefficients.data
-        new = solve_volume(equations, model.volume.tau2, old, tolerance=1e-3).volume
+        new = solve_volume(equations, model.linear_volume.tau2, old, tolerance=1e-3).volume
         guide.volume.coefficients.data = self._constrain(new, model)
         update_noise(model, statistics)
         return self._record(state, statistics.summary.log_evidence[index])
 
     def _finish(self, state: AbInitioState, log_evidence: float) -> None:
-        volume = state.current.guide.volume.coefficients.data.clone()
+        volume = state.running.guide.volume.coefficients.data.clone()
         state.starts.append(Start(volume, float(log_evidence)))
         state.current = None
         state.number += 1
@@ -193,16 +206,16 @@ class AbInitio:
 
     def _grids(self, state: AbInitioState, radius: int, generator: torch.Generator) -> None:
         """A randomly turned grid as fine as the band can tell (30 degrees up to shell 5)."""
-        model = state.current.model
-        kind = {"dtype": self.dtype, "device": self.device}
+        model = state.running.model
         turn = random_rotations(1, generator, dtype=torch.float64)[0]
-        model.volume.set_band(radius)
-        model.rotation = UniformRotation(**kind).discretize(
+        model.linear_volume.set_band(radius)
+        model.rotation = UniformRotation(self.dtype, self.device).discretize(
             1 if radius <= 5 else 2, symmetry=self.symmetry, turn=turn
         )
         extent = self.schedule.shift_extent * model.pixel_size * 0.5
         step = model.pixel_size * model.band.box / (4 * radius)
-        model.shift = GaussianShift(extent / 2, **kind).discretize(extent, step)
+        prior = GaussianShift(extent / 2, self.dtype, self.device)
+        model.shift = prior.discretize(extent, step)
 
     def _constrain(self, volume: Maps, model: ParticleModel) -> Maps:
         """Solvent mask, and negative density damped."""
@@ -210,14 +223,14 @@ class AbInitio:
         return torch.where(masked < 0, 0.3 * masked, masked)
 
     def _record(self, state: AbInitioState, log_evidence: Tensor) -> dict[str, Any]:
-        model = state.current.model
+        model = state.running.model
         band = model.band
         return {
             "log_evidence": float(log_evidence.mean()),
             "kind": f"log_evidence, nats per image of {band.box} pixels",
             "resolution_A": band.box * model.pixel_size / band.radius,
             "radius": band.radius,
-            "order": model.rotation.order,
+            "order": Level.of(model).rotation.order,
             "images": len(log_evidence),
         }
 

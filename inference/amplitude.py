@@ -1,7 +1,5 @@
 """The grey scale of a reference: chosen among a ladder of factors by exact evidence."""
 
-from typing import Any
-
 import torch
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.em import Half
@@ -30,12 +28,12 @@ def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmet
     model, point = half.model, half.guide.volume
     if not isinstance(half.guide.rotation, Exact):
         return "The reference's grey scale is taken as it is."
-    model.volume.set_band(schedule.radius(stack.box, 4))
-    kind: dict[str, Any] = {"dtype": point.coefficients.dtype, "device": point.coefficients.device}
-    model.rotation = UniformRotation(**kind).discretize(1, symmetry=symmetry)
-    extent = schedule.shift_extent * stack.pixel_size
-    model.shift = GaussianShift(extent / 2, **kind).discretize(extent, extent / 3)
+    model.linear_volume.set_band(schedule.radius(stack.box, 4))
     given = point.coefficients.data
+    model.rotation = UniformRotation(given.dtype, given.device).discretize(1, symmetry=symmetry)
+    extent = schedule.shift_extent * stack.pixel_size
+    prior = GaussianShift(extent / 2, given.dtype, given.device)
+    model.shift = prior.discretize(extent, extent / 3)
     power = shell_mean(fft3(given).abs() ** 2)[1:5].mean() * stack.box
     top = (model.noise.sigma2[:, 1:5].mean() / power.clamp(min=1e-30)).sqrt()
     index = half.index[:: max(1, len(half.index) // _IMAGES)][:_IMAGES]

@@ -18,6 +18,7 @@ from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from torch import Tensor
 
+from cryoprob.checks import InputError
 from cryoprob.fourier.bands import full_band
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
@@ -70,22 +71,26 @@ def build_model(
     While the map explains nothing the noise explains all: the likelihood is tempered, most where
     the signal is strongest, and it sharpens by itself as the map improves (DESIGN.md, section 4).
     """
-    kind = {"dtype": dtype, "device": device}
     floor = 1e-3 * float(power.mean())
-    sigma2 = power.clamp(min=floor).to(**kind)
+    sigma2 = power.clamp(min=floor).to(device, dtype)
     signal = sigma2.mean(0) / stack.box
     volume = FourierVoxels(
-        stack.box, signal, radius=radius, interpolation=schedule.interpolation, **kind
+        stack.box,
+        signal,
+        radius=radius,
+        interpolation=schedule.interpolation,
+        dtype=dtype,
+        device=device,
     )
     sigma = schedule.shift_extent * stack.pixel_size / 2
     total = len(stack) if schedule.contrast else 0
     return ParticleModel(
         volume,
-        UniformRotation(**kind),
-        GaussianShift(sigma, **kind),
+        UniformRotation(dtype, device),
+        GaussianShift(sigma, dtype, device),
         RadialNoise(sigma2),
         stack.pixel_size,
-        Contrast(total, **kind),
+        Contrast(total, dtype, device),
     )
 
 
@@ -93,13 +98,15 @@ def build_guide(
     model: ParticleModel, start: Maps, schedule: Schedule, stack: ParticleStack, poses: str
 ) -> Guide:
     """Exact poses (pruned by the schedule), known ones, or a local search around them."""
-    volume = Point(start.to(model.volume.tau2))
+    like = model.linear_volume.tau2
+    volume = Point(start.to(like))
     if poses == "ignore":
         mass = None if schedule.mass == 1 else schedule.mass
         exact = Exact(mass, coarse_order=schedule.coarse_order)
         return Guide(rotation=exact, shift=exact, volume=volume)
-    rotation = stack.rotation.to(model.volume.tau2)
-    shift = stack.shift.to(model.volume.tau2)
+    if stack.rotation is None or stack.shift is None:
+        raise InputError(f"poses = {poses!r}", expected="particles with poses", got="none")
+    rotation, shift = stack.rotation.to(like), stack.shift.to(like)
     treatments: tuple[Treatment, Treatment] = (Known(rotation), Known(shift))
     if poses == "local":
         reach = 2 * schedule.shift_step * stack.pixel_size

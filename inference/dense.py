@@ -51,12 +51,12 @@ class DenseGrid:
     @classmethod
     def of(cls, model: ParticleModel, volume: Tensor) -> "DenseGrid":
         """The model's own grid at a volume."""
-        return cls.at(model, volume, Level(model.rotation, model.shift, model.band.radius))
+        return cls.at(model, volume, Level.of(model))
 
     @classmethod
     def at(cls, model: ParticleModel, volume: Tensor, level: Level) -> "DenseGrid":
         """The grid of a level, in the level's band."""
-        slicer = model.volume.slicer_at(level.radius)
+        slicer = model.linear_volume.slicer_at(level.radius)
         rotation, shift = level.rotation.prior(), level.shift.prior()
         slices = slicer.slices(volume, rotation.points)
         phase = shift_phase(slicer.band, shift.points, model.pixel_size).conj().resolve_conj()

@@ -1,6 +1,7 @@
 """The E-step: posteriors of all images by the route their treatment asks for, streamed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from cryoprob.inference.candidates import Candidates, smallest_set
@@ -17,7 +18,7 @@ from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
 from torch import Tensor
 
-from cryoprob.checks import require
+from cryoprob.checks import InputError, require
 from cryoprob.fourier.normal import Insertion
 from cryoprob.geometry.symmetry import point_group
 from cryoprob.particles import ParticleStack
@@ -42,15 +43,19 @@ def e_step(
 
     Memory: a chunk of filtered images (256 MiB) and one block of scores; with a whole grid
     searched at once, also its slices and their sums, [Q, 3 m].
+
+    Raises
+    ------
+    InputError
+        If poses are searched whose prior is continuous.
     """
     index = torch.arange(len(stack)) if index is None else index
     with torch.no_grad():
         statistics = _nothing_yet(model, len(stack), symmetry)
-        volume = guide.volume.coefficients
-        run = _route(guide)
+        run = _route(model, guide)
         for images in _chunks(model, stack, index):
             statistics.add_power(images.group, images.power)
-            run(model, guide, volume, images, statistics)
+            run(images, statistics)
     return statistics
 
 
@@ -60,12 +65,12 @@ def levels(model: ParticleModel, coarse_order: int) -> list[Level]:
     A step of the rotation grid moves the rim of a particle of radius 0.4 box by ``step * radius``;
     shells finer than 1.2 over that are left to the finer levels (RELION's rule).
     """
-    rotation, shift = model.rotation, model.shift
-    found = [Level(rotation, shift, model.band.radius)]
+    found = [Level.of(model)]
+    rotation, shift = found[0].rotation, found[0].shift
     while rotation.order > coarse_order:
         got = f"{shift.grid.level} refinements of the shift grid"
         remedy = "Discretize the shift with refine= the number of finer rotation orders."
-        expected = f"{model.rotation.order - coarse_order} or more"
+        expected = f"{found[-1].rotation.order - coarse_order} or more"
         require(shift.grid.level > 0, "shift prior", expected=expected, got=got, remedy=remedy)
         rotation, shift = rotation.coarser(), shift.coarser()
         step = torch.deg2rad(torch.tensor(rotation.grid.spacing_deg))
@@ -74,12 +79,23 @@ def levels(model: ParticleModel, coarse_order: int) -> list[Level]:
     return found
 
 
-def _route(guide: Guide) -> object:
-    if isinstance(guide.rotation, Known):
-        return _known
-    if isinstance(guide.rotation, Local):
-        return _local
-    return _dense if guide.rotation.mass is None else _pruned
+def _route(model: ParticleModel, guide: Guide) -> Callable[[Filtered, Statistics], None]:
+    """What to do with a chunk of images; known poses alone need no grid."""
+    rotation, shift, volume = guide.rotation, guide.shift, guide.volume.coefficients
+    if isinstance(rotation, Known) and isinstance(shift, Known):
+        return partial(_known, model, volume, rotation, shift)
+    fine = Level.of(model)
+    if isinstance(rotation, Local) and isinstance(shift, Local):
+        return partial(_local, model, volume, fine, rotation, shift)
+    if isinstance(rotation, Exact) and rotation.mass is None:
+        return partial(_dense, model, volume, fine, rotation.block_bytes)
+    if isinstance(rotation, Exact):
+        return partial(_pruned, model, volume, rotation)
+    raise InputError(
+        "guide",
+        expected="rotation and shift both Known, both Local or both Exact",
+        got=f"rotation {type(rotation).__name__}, shift {type(shift).__name__}",
+    )
 
 
 def _chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterator[Filtered]:
@@ -95,7 +111,7 @@ def _chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterat
 def _nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
     sigma2 = model.noise.sigma2
     return Statistics(
-        Insertion(model.volume.slicer, point_group(symmetry)),
+        Insertion(model.linear_volume.slicer, point_group(symmetry)),
         PosteriorSummary.empty(count, sigma2.dtype, sigma2.device),
         torch.zeros_like(sigma2, dtype=torch.float64),
         torch.zeros_like(sigma2[:, 0], dtype=torch.float64),
@@ -103,14 +119,19 @@ def _nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
 
 
 def _dense(
-    model: ParticleModel, guide: Guide, volume: Tensor, images: Filtered, to: Statistics
+    model: ParticleModel,
+    volume: Tensor,
+    level: Level,
+    block_bytes: int,
+    images: Filtered,
+    to: Statistics,
 ) -> None:
     """Search the whole grid in one pass (one optics group)."""
-    grid = DenseGrid.of(model, volume)
+    grid = DenseGrid.at(model, volume, level)
     numerator = torch.zeros_like(grid.slices)
     weight = torch.zeros_like(grid.energy)
     poses = len(grid.shifts) * len(grid.rotations)
-    size = max(1, guide.rotation.block_bytes // (4 * poses))
+    size = max(1, block_bytes // (4 * poses))
     for part in blocks(len(images), size):
         posterior = grid.posterior(images.take(part))
         posterior.accumulate(reals(numerator), weight)
@@ -122,18 +143,21 @@ def _dense(
 
 
 def _pruned(
-    model: ParticleModel, guide: Guide, volume: Tensor, images: Filtered, to: Statistics
+    model: ParticleModel, volume: Tensor, exact: Exact, images: Filtered, to: Statistics
 ) -> None:
     """Search coarse to fine, keeping the smallest sets of the treatment's mass at each level."""
-    exact: Exact = guide.rotation
-    steps = levels(model, exact.coarse_order)
-    if len(steps) == 1:
-        _dense(model, guide, volume, images, to)
+    *steps, fine = levels(model, exact.coarse_order)
+    size = exact.block_bytes
+    if not steps:
+        _dense(model, volume, fine, size, images, to)
         return
     candidates = _coarse(model, exact, volume, steps[0], images)
     for level in steps[1:]:
-        search = PrunedPass(model, volume, level, images, candidates, exact.block_bytes)
-        candidates = search.scan(None if level is steps[-1] else exact.mass)
+        kept = PrunedPass(model, volume, level, images, candidates, size).scan(exact.mass)
+        assert kept is not None
+        candidates = kept
+    search = PrunedPass(model, volume, fine, images, candidates, size)
+    search.scan(None)
     search.collect(to)
 
 
@@ -142,6 +166,7 @@ def _coarse(
 ) -> Candidates:
     """Candidates of the coarsest level, searched completely."""
     grid = DenseGrid.at(model, volume, level)
+    assert exact.mass is not None
     share = 1 - (1 - exact.mass) / 2
     size = max(1, exact.block_bytes // (4 * len(grid.shifts) * len(grid.rotations)))
     cells, found, by_shift = level.rotation.cells(), [], []
@@ -157,35 +182,45 @@ def _coarse(
 
 
 def _local(
-    model: ParticleModel, guide: Guide, volume: Tensor, images: Filtered, to: Statistics
+    model: ParticleModel,
+    volume: Tensor,
+    fine: Level,
+    rotation: Local,
+    shift: Local,
+    images: Filtered,
+    to: Statistics,
 ) -> None:
     """Search the cells near given poses."""
-    fine = Level(model.rotation, model.shift, model.band.radius)
-    candidates = _neighborhood(model, guide, images)
-    search = PrunedPass(model, volume, fine, images, candidates, guide.rotation.block_bytes)
+    candidates = _neighborhood(fine, rotation, shift, images)
+    search = PrunedPass(model, volume, fine, images, candidates, rotation.block_bytes)
     search.scan(None)
     search.collect(to)
 
 
-def _neighborhood(model: ParticleModel, guide: Guide, images: Filtered) -> Candidates:
-    rotation, shift = model.rotation.coarser(), model.shift.coarser()
-    turned = rotation.turn.mT @ guide.rotation.values[images.index]
-    radius = max(guide.rotation.radius, rotation.grid.spacing_deg)
+def _neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> Candidates:
+    rotation, shift = fine.rotation.coarser(), fine.shift.coarser()
+    turned = rotation.turn.mT @ turns.values[images.index]
+    radius = max(turns.radius, rotation.grid.spacing_deg)
     near = [rotation.grid.cells_within(one, radius) for one in turned]
     row = torch.repeat_interleave(torch.tensor([len(cells) for cells in near]))
-    away = torch.cdist(guide.shift.values[images.index], shift.points())
-    reach = max(guide.shift.radius, shift.grid.step_A)
+    away = torch.cdist(moves.values[images.index], shift.points())
+    reach = max(moves.radius, shift.grid.step_A)
     inside = (away <= torch.maximum(away.amin(1, keepdim=True), away.new_tensor(reach))).to(away)
     every = torch.arange(inside.shape[1]).expand(inside.shape)
     return Candidates.of(row, torch.cat(near), inside, every, 1.0)
 
 
 def _known(
-    model: ParticleModel, guide: Guide, volume: Tensor, images: Filtered, to: Statistics
+    model: ParticleModel,
+    volume: Tensor,
+    rotations: Known,
+    shifts: Known,
+    images: Filtered,
+    to: Statistics,
 ) -> None:
     """Score and insert the images at their given poses."""
-    rotation = guide.rotation.values[images.index].to(images.transfer)
-    shift = guide.shift.values[images.index].to(images.transfer)
+    rotation = rotations.values[images.index].to(images.transfer)
+    shift = shifts.values[images.index].to(images.transfer)
     numerator = images.image * shift_phase(model.band, shift, model.pixel_size).conj()
     slices = model.volume.slices(volume, rotation)
     cross = torch.linalg.vecdot(reals(numerator), reals(slices))

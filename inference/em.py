@@ -47,6 +47,12 @@ class Half:
     index: Tensor
     solution: Solution | None = None
 
+    @property
+    def solved(self) -> Solution:
+        """The last solution; there is one after the first M-step."""
+        assert self.solution is not None
+        return self.solution
+
 
 @dataclass(eq=False)
 class EMState:
@@ -101,7 +107,7 @@ def pack_half(half: Half) -> dict[str, Tensor]:
     model = half.model
     return {
         "volume": half.guide.volume.coefficients.data,
-        "tau2": model.volume.tau2,
+        "tau2": model.linear_volume.tau2,
         "sigma2": model.noise.sigma2,
         "shift_sigma": model.shift.sigma,
         "scale": model.contrast.scale,
@@ -113,10 +119,10 @@ def pack_half(half: Half) -> dict[str, Tensor]:
 def unpack_half(half: Half, packed: dict[str, Tensor]) -> None:
     """Put the numbers of a checkpoint back."""
     model = half.model
-    model.volume.set_band(int(packed["radius"]))
-    half.guide.volume.coefficients.data = packed["volume"].to(model.volume.tau2)
+    model.linear_volume.set_band(int(packed["radius"]))
+    half.guide.volume.coefficients.data = packed["volume"].to(model.linear_volume.tau2)
     for name, target in (
-        ("tau2", model.volume.tau2),
+        ("tau2", model.linear_volume.tau2),
         ("sigma2", model.noise.sigma2),
         ("shift_sigma", model.shift.sigma),
         ("scale", model.contrast.scale),
@@ -173,7 +179,7 @@ class ExactEM:
         """The map of some normal equations under a half's prior."""
         start = half.guide.volume.coefficients.data
         return solve_volume(
-            equations, half.model.volume.tau2, start, exact=self.schedule.exact, tolerance=1e-3
+            equations, half.model.linear_volume.tau2, start, exact=self.schedule.exact, tolerance=1e-3
         )
 
     def _plan(self, state: EMState) -> bool:
@@ -186,7 +192,7 @@ class ExactEM:
         grew = radius > first.model.band.radius or order > state.order or state.iteration == 0
         state.order = order
         for number, half in enumerate(state.halves):
-            half.model.volume.set_band(radius)
+            half.model.linear_volume.set_band(radius)
             if not known:
                 self._grids(half, order, 2 * state.iteration + number)
         return grew
@@ -206,7 +212,7 @@ class ExactEM:
 
     def _grids(self, half: Half, order: int, draw: int) -> None:
         model, plan = half.model, self.schedule
-        tau2 = model.volume.tau2
+        tau2 = model.linear_volume.tau2
         generator = torch.Generator().manual_seed(self.seed * 100003 + draw)
         turn = random_rotations(1, generator, dtype=torch.float64)[0] if plan.turn else None
         uniform = UniformRotation(tau2.dtype, tau2.device)
@@ -225,10 +231,10 @@ class ExactEM:
         equations = statistics.insertion.equations()
         for _ in range(rounds):
             half.solution = self.solve(half, equations)
-            point.coefficients.data = half.solution.volume
+            point.coefficients.data = half.solved.volume
             if self.schedule.tau2 and len(state.halves) == 1:
-                update_tau2(model, half.solution)
-        point.coefficients.data = self.solvent(half.solution.volume, model.pixel_size)
+                update_tau2(model, half.solved)
+        point.coefficients.data = self.solvent(half.solved.volume, model.pixel_size)
         if self.schedule.noise:
             update_noise(model, statistics)
         if self.schedule.shift_sigma:
@@ -240,14 +246,14 @@ class ExactEM:
         """Resolution, and the prior power from the half maps where there are two."""
         first = state.halves[0]
         if len(state.halves) == 1:
-            signal = first.model.volume.tau2 * shell_mean(first.solution.weight)
+            signal = first.model.linear_volume.tau2 * shell_mean(first.solved.weight)
             state.shell = last_shell(signal[: box // 2 + 1].clamp(max=1e6), 1 / 3)
             return
         maps = [half.guide.volume.coefficients.data for half in state.halves]
         state.curve = fsc(*maps)
         state.shell = last_shell(state.curve, 0.143)
         for half in state.halves:
-            tau2_from_fsc(half.model, half.solution, state.curve)
+            tau2_from_fsc(half.model, half.solved, state.curve)
 
     def _record(self, state: EMState, parts: list[Statistics], grew: bool) -> dict[str, Any]:
         images = sum(len(half.index) for half in state.halves)

@@ -43,7 +43,7 @@ class Filtered:
     def __len__(self) -> int:
         return self.index.numel()
 
-    def take(self, rows: Tensor) -> "Filtered":
+    def take(self, rows: Tensor | slice) -> "Filtered":
         """A part of the images."""
         parts = (self.index, self.group, self.image, self.transfer, self.noise_only, self.power)
         return Filtered(*(part[rows] for part in parts))
@@ -52,8 +52,8 @@ class Filtered:
 def filter_images(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Filtered:
     """Read and filter the images ``index`` [n] of a stack in the model's band."""
     band = model.band
-    kind = {"dtype": model.noise.sigma2.dtype, "device": model.noise.sigma2.device}
-    batch = stack.batch(index, band, **kind)
+    like = model.noise.sigma2
+    batch = stack.batch(index, band, like.dtype, like.device)
     scale, spread = model.contrast(batch.index)
     sigma2 = model.noise(batch.group) * spread[:, None] ** 2
     ctf = batch.ctf * scale[:, None]

@@ -3,6 +3,7 @@
 Contrast.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -163,13 +164,14 @@ def update_tau2(model: ParticleModel, solution: Solution) -> None:
     ``tau2 = |V|^2 / gamma`` with gamma the part of a shell's numbers that the data determine;
     beyond the band the last shell's value goes on. MacKay 1992, Neural Comput. 4, 415, eq. 4.9.
     """
-    tau2, box = model.volume.tau2, solution.volume.shape[-1]
+    tau2, box = model.linear_volume.tau2, solution.volume.shape[-1]
     prior = 1 / spread(tau2, box)
     determined = shell_mean(solution.weight / (solution.weight + prior))
     found = power(solution.volume) / determined.clamp(min=0.02)
     last = model.band.radius
     found[last + 1 :] = found[last]
-    tau2.copy_(found.clamp(min=1e-8 * float(found.max())))
+    floor = 1e-3 / float(solution.weight.max())  # a thousandth of the noise, where it is least
+    tau2.copy_(found.clamp(min=max(1e-8 * float(found.max()), floor)))
 
 
 def tau2_from_fsc(model: ParticleModel, solution: Solution, curve: Tensor) -> None:
@@ -177,7 +179,7 @@ def tau2_from_fsc(model: ParticleModel, solution: Solution, curve: Tensor) -> No
 
     ``tau2 = FSC / (1 - FSC) / weight``, FSC clamped to [0.001, 0.999]. Scheres 2012, eq. 10-12.
     """
-    tau2 = model.volume.tau2
+    tau2 = model.linear_volume.tau2
     clamped = curve.to(tau2).clamp(0.001, 0.999)
     weight = shell_mean(solution.weight)
     count = min(len(clamped), model.band.radius + 1)
@@ -204,7 +206,7 @@ def _scaled(volume: Maps, gain: Tensor) -> Maps:
 
 
 def _conjugate_gradients(
-    apply: object,
+    apply: Callable[[Maps], Maps],
     right: Maps,
     start: Maps,
     inverse: Tensor,
@@ -216,13 +218,13 @@ def _conjugate_gradients(
     Preconditioned by ``inverse`` in Fourier space.
     """
     found = start.clone()
-    residual = right - apply(found)  # type: ignore[operator]
+    residual = right - apply(found)
     goal = tolerance * tolerance * (right * _scaled(right, inverse)).sum()
     search = filtered = _scaled(residual, inverse)
     height = (residual * filtered).sum()
     steps = 0
     while steps < max_iterations and height > goal:
-        curved = apply(search)  # type: ignore[operator]
+        curved = apply(search)
         step = height / (search * curved).sum()
         found += step * search
         residual -= step * curved

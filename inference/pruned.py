@@ -6,7 +6,7 @@ whatever the number of images. Scheres 2012, J. Struct. Biol. 180, 519, sec. 2.5
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import roma
 import torch
@@ -64,7 +64,7 @@ class PrunedPass:
     ) -> None:
         self.model, self.volume, self.level = model, volume, level
         self.images, self.candidates, self.block_bytes = images, candidates, block_bytes
-        self.slicer = model.volume.slicer_at(level.radius)
+        self.slicer = model.linear_volume.slicer_at(level.radius)
         self.shift = candidates.child_shifts()
         self.points = _padded(level.shift.points(), 0)
         self.log_shift = _padded(level.shift.log_mass(), -torch.inf)
@@ -98,7 +98,7 @@ class PrunedPass:
         for region in self._regions():
             groups = self.images.group[region.rows]
             for group in groups.unique():
-                part = replace(region, rows=region.rows[groups == group])
+                part = region.take(groups == group)
                 numerator = torch.zeros_like(part.slices)
                 weight = torch.zeros_like(part.energy)
                 for scores in self._scores(part):
@@ -121,21 +121,23 @@ class PrunedPass:
         """Score a region in blocks of images of like numbers of shifts."""
         counts = (self.shift[region.rows] >= 0).sum(1)
         counts, order = counts.sort(descending=True, stable=True)
-        rows, start = region.rows[order], 0
-        while start < len(rows):
+        region, start = region.take(order), 0
+        while start < len(order):
             width = int(counts[start])
             size = max(1, self.block_bytes // (4 * width * len(region.cells)))
-            yield self._score(rows[start : start + size], width, region)
+            yield self._score(region.take(slice(start, start + size)), width)
             start += size
 
-    def _score(self, rows: Tensor, width: int, region: Region) -> _Scores:
+    def _score(self, region: Region, width: int) -> _Scores:
+        rows = region.rows
         shift, inside = self.shift[rows, :width], len(self.slicer.band)
         image = self.images.image[rows, None, :inside]
         filtered = reals(image * self.phase[shift]).flatten(0, 1)
         transfer = self.images.transfer[rows, :inside]
         energy = transfer @ region.energy.T
         logits = (filtered @ reals(region.slices).T).reshape(len(rows), width, -1)
-        logits -= (energy - self.log_rotation)[:, None]
+        closed = energy.masked_fill(~region.kept, torch.inf)
+        logits -= (closed - self.log_rotation)[:, None]
         logits += self.log_shift[shift][..., None]
         return _Scores(rows, shift, filtered, transfer, energy, logits)
 

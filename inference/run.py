@@ -145,17 +145,20 @@ class _Run:
 
     def _refine(self, starts: AbInitioState | Maps, power: Tensor) -> EMState:
         config, plan = self.config, self.config.schedule
-        found = isinstance(starts, AbInitioState)
-        first = crop_map(starts.winner.volume, self.stack.box) if found else starts
+        kept: dict[str, Any] = {}
+        earlier: list[dict[str, Any]] = []
+        if isinstance(starts, AbInitioState):
+            kept, earlier = {"starts": starts.pack()}, starts.history
+            first = crop_map(starts.winner.volume, self.stack.box)
+        else:
+            first = starts
         state = EMState(self._halves(first.to(**self.kind), power))
-        state.shell = self._first_shell(found)
+        state.shell = self._first_shell(bool(kept))
         if "refine" in self.saved:
             state.unpack(self.saved["refine"])
         elif config.reference is not None:
             for half in state.halves:
                 self.observer.note(match_amplitude(half, self.stack, plan, config.symmetry))
-        kept = {"starts": starts.pack()} if found else {}
-        earlier = starts.history if found else []
 
         def save() -> None:
             self._save({**kept, "refine": state.pack()}, [*earlier, *state.history])

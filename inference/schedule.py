@@ -4,6 +4,7 @@ And of a start from nothing.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from cryoprob.checks import InputError, require
 
@@ -111,7 +112,7 @@ class Schedule:
             For an unknown name or a value of the wrong kind, naming what there is.
         """
         kinds = {item.name: type(getattr(cls(), item.name)) for item in fields(cls)}
-        values = {}
+        values: dict[str, Any] = {}
         for name, text in settings.items():
             where = f"--set {name}={text}"
             if name not in kinds:

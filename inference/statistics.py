@@ -48,11 +48,10 @@ class PosteriorSummary:
     @classmethod
     def empty(cls, count: int, dtype: torch.dtype, device: torch.device) -> "PosteriorSummary":
         """Room for ``count`` images."""
-        kind = {"dtype": dtype, "device": device}
         evidence = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
-        rotation = torch.zeros(count, 3, 3, **kind)
-        shift = torch.zeros(count, 2, **kind)
-        return cls(evidence, rotation, shift, *(torch.zeros(count, **kind) for _ in range(4)))
+        rotation = torch.zeros(count, 3, 3, dtype=dtype, device=device)
+        shift = rotation.new_zeros(count, 2)
+        return cls(evidence, rotation, shift, *(shift.new_zeros(count) for _ in range(4)))
 
     def take(self, rows: Tensor) -> "PosteriorSummary":
         """The summary of some images."""

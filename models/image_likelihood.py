@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from cryoprob.fourier.bands import Band
-from cryoprob.types import Coefficients, Shifts
+from cryoprob.types import Coefficients, Shifts, Sizes
 
 __all__ = ["ImageLikelihood", "shift_phase"]
 
@@ -64,7 +64,7 @@ class ImageLikelihood(TorchDistribution):
         super().__init__(batch, torch.Size([len(band)]), validate_args=False)
 
     def expand(
-        self, batch_shape: torch.Size, _instance: "ImageLikelihood | None" = None
+        self, batch_shape: Sizes, _instance: "ImageLikelihood | None" = None
     ) -> "ImageLikelihood":
         """The same distribution over a larger batch (the factors stay as they are)."""
         shape = (*batch_shape, self.sigma2.shape[-1])
@@ -80,7 +80,7 @@ class ImageLikelihood(TorchDistribution):
         energy = _contract(self.ctf**2 * precision, self.slices.abs() ** 2)
         return self._noise_only(value) + cross - energy / 2
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Coefficients:
+    def rsample(self, sample_shape: Sizes = torch.Size()) -> Coefficients:
         """Draw images, [*sample, *batch, M] complex."""
         shape = self._extended_shape(sample_shape)
         inside = self.slices.shape[-1]

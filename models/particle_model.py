@@ -5,10 +5,11 @@ from cryoprob.models import sites
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 from cryoprob.models.noises.base import Noise
-from cryoprob.models.poses.base import PosePrior
-from cryoprob.models.volumes.base import Volume
+from cryoprob.models.poses.base import PosePrior, ShiftPrior
+from cryoprob.models.volumes.base import LinearVolume, Volume
 from torch import Tensor, nn
 
+from cryoprob.checks import InputError
 from cryoprob.fourier.bands import Band
 from cryoprob.particles import Batch
 
@@ -42,7 +43,7 @@ class ParticleModel(nn.Module):
         self,
         volume: Volume,
         rotation: PosePrior,
-        shift: PosePrior,
+        shift: ShiftPrior,
         noise: Noise,
         pixel_size: float,
         contrast: Contrast | None = None,
@@ -82,3 +83,20 @@ class ParticleModel(nn.Module):
     def band(self) -> Band:
         """The band in which the volume explains the images; beyond it they are noise only."""
         return self.volume.band
+
+    @property
+    def linear_volume(self) -> LinearVolume:
+        """The volume, for what needs slices that are linear in its coefficients.
+
+        Raises
+        ------
+        InputError
+            If they are not.
+        """
+        if isinstance(self.volume, LinearVolume):
+            return self.volume
+        raise InputError(
+            "volume",
+            expected="a volume whose slices are linear in its coefficients (FourierVoxels)",
+            got=type(self.volume).__name__,
+        )

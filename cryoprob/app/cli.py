@@ -171,3 +171,12 @@ def evaluate(run: o.Run, truth: o.Truth) -> None:
     from cryoprob.app.evaluate import show_evaluation
 
     show_evaluation(run, truth)
+
+
+@app.command(epilog=_example("cryoprob bench --threads 2"))
+@guarded
+def bench(threads: o.Threads = None) -> None:
+    """Rates of the E-step and the M-step beside this machine's matrix product."""
+    from cryoprob.app.bench import run_bench
+
+    run_bench(threads)

@@ -22,7 +22,7 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["SCHEDULE", "run_demo"]
 
-PIXEL_SIZE, BOX, SNR, IMAGES = 3.0, 32, 0.3, 500
+PIXEL_SIZE, BOX, SNR, IMAGES = 3.0, 32, 0.15, 600
 
 SCHEDULE = Schedule(starts=2, start_steps=60, start_images=100, max_iterations=10, max_order=3)
 """Short, for a small molecule that is easily found."""
@@ -93,8 +93,6 @@ def _new_folder() -> Path:
 
 
 def _what_to_look_at(folder: Path, result: FitResult, comparison: Comparison) -> None:
-    poses = comparison.poses
-    assert poses is not None
     numbers = comparison.numbers()
     reach = angstrom(numbers.resolution_05_A)
     words = [
@@ -106,9 +104,22 @@ def _what_to_look_at(folder: Path, result: FitResult, comparison: Comparison) ->
         ("fit/particles.star", "the poses, with the probability of each"),
     ]
     facts([(str(folder / name), text) for name, text in words], "What to look at")
+    sure, unsure = _errors_of_thirds(result, comparison)
     say(
-        "\nThe posterior knows how sure it is: the six images go from the surest to the least"
-        f" sure. Over all, the best pose is {poses.median_rotation_deg:.1f} degrees off"
-        " (median). The same with your own images: cryoprob info particles.star, then cryoprob"
-        " fit particles.star --out run1."
+        "\nThe posterior knows how sure it is: of the third of the images with the sharpest"
+        f" posteriors the pose is {sure:.1f} degrees off (median), of the third with the widest"
+        f" {unsure:.1f} degrees."
     )
+    say(
+        "\nThe same with your own images: cryoprob info particles.star, then"
+        " cryoprob fit particles.star --out run1"
+    )
+
+
+def _errors_of_thirds(result: FitResult, comparison: Comparison) -> tuple[float, float]:
+    """Median pose errors (degrees) of the surest and of the least sure third of the images."""
+    assert comparison.poses is not None
+    third = len(result.posterior.entropy) // 3
+    order = result.posterior.entropy.cpu().argsort()
+    error = comparison.poses.rotation_deg
+    return float(error[order[:third]].median()), float(error[order[-third:]].median())

@@ -179,8 +179,8 @@ def _gather(cells: Tensor) -> Tensor:
     out = cells.new_zeros(*cells.shape[1:], 2)
     for number, corner in enumerate(_CORNERS):
         source, target = _corner_views(corner)
-        out[(*target, 0)] += cells[number][source]
-        out[(*target, 1)] += cells[number + 8][source]
+        out[..., 0][target] += cells[number][source]
+        out[..., 1][target] += cells[number + 8][source]
     return torch.view_as_complex(out)
 
 
@@ -192,7 +192,7 @@ def _stencil(cells: Tensor) -> Tensor:
         if offset in _OFFSETS:
             pz, py, px = (p + q for p, q in zip(a, b, strict=True))
             source, target = _corner_views(a)
-            out[(_OFFSETS.index(offset), *target)] += cells[9 * pz + 3 * py + px][source]
+            out[_OFFSETS.index(offset)][target] += cells[9 * pz + 3 * py + px][source]
     return out
 
 

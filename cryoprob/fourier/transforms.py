@@ -3,6 +3,8 @@
 And the crop of a box in Fourier space.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,11 @@ __all__ = ["crop_images", "crop_map", "fft2", "fft3", "ifft2", "ifft3"]
 _PLANE, _CUBE = (-2, -1), (-3, -2, -1)
 
 
-def _centered(function: object, values: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _centered(
+    function: Callable[..., Tensor], values: Tensor, axes: tuple[int, ...]
+) -> Tensor:
     inside = torch.fft.ifftshift(values, axes)
-    return torch.fft.fftshift(function(inside, dim=axes, norm="ortho"), axes)  # type: ignore[operator]
+    return torch.fft.fftshift(function(inside, dim=axes, norm="ortho"), axes)
 
 
 def fft2(images: Images) -> Tensor:
@@ -69,4 +73,5 @@ def crop_map(volume: Maps, box: int) -> Maps:
     size = volume.shape[-1]
     if size == box:
         return volume
-    return ifft3(_resize(fft3(volume), box, _CUBE)).real * (size / box) ** 0.5
+    gain: float = (size / box) ** 0.5
+    return ifft3(_resize(fft3(volume), box, _CUBE)).real * gain

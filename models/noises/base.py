@@ -8,7 +8,15 @@ __all__ = ["Noise"]
 
 
 class Noise(nn.Module, ABC):
-    """Gaussian noise of the images, independent in Fourier space."""
+    """Gaussian noise of the images, independent in Fourier space.
+
+    Attributes
+    ----------
+    sigma2
+        Variance of a unitary coefficient per optics group and shell, [G, S].
+    """
+
+    sigma2: Tensor
 
     @abstractmethod
     def forward(self, group: Tensor) -> Tensor:

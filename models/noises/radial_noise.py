@@ -18,8 +18,6 @@ class RadialNoise(Noise):
         If a variance is not positive and finite.
     """
 
-    sigma2: Tensor
-
     def __init__(self, sigma2: Tensor) -> None:
         super().__init__()
         sigma2 = torch.atleast_2d(sigma2)

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 
 from pyro.distributions import TorchDistribution
-from torch import nn
+from pyro.poutine.runtime import InferDict
+from torch import Tensor, nn
 
-__all__ = ["PosePrior"]
+__all__ = ["PosePrior", "ShiftPrior"]
 
 
 class PosePrior(nn.Module, ABC):
@@ -24,6 +25,18 @@ class PosePrior(nn.Module, ABC):
         """The distribution of one particle's pose."""
 
     @property
-    def infer(self) -> dict[str, str]:
+    def infer(self) -> InferDict:
         """Pyro's hint: enumerate the site in parallel where it can be."""
         return {"enumerate": "parallel"} if self.enumerable else {}
+
+
+class ShiftPrior(PosePrior):
+    """Prior of a shift.
+
+    Attributes
+    ----------
+    sigma
+        Its width, Angstrom, which the M-step updates in place.
+    """
+
+    sigma: Tensor

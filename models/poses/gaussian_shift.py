@@ -1,7 +1,7 @@
 """Gaussian shifts of the particle from the image center, on the plane or on a grid."""
 
 import torch
-from cryoprob.models.poses.base import PosePrior
+from cryoprob.models.poses.base import ShiftPrior
 from cryoprob.models.poses.grid import GridDistribution
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
@@ -13,7 +13,7 @@ from cryoprob.types import Shifts
 __all__ = ["GaussianShift", "ShiftGridPrior"]
 
 
-class GaussianShift(PosePrior):
+class GaussianShift(ShiftPrior):
     """``shift ~ N(0, sigma^2 I)``, Angstrom.
 
     Raises
@@ -21,8 +21,6 @@ class GaussianShift(PosePrior):
     InputError
         If ``sigma`` is not positive.
     """
-
-    sigma: Tensor
 
     def __init__(
         self,
@@ -36,7 +34,9 @@ class GaussianShift(PosePrior):
 
     def prior(self) -> TorchDistribution:
         """The isotropic normal distribution."""
-        return Normal(torch.zeros_like(self.sigma), self.sigma).expand([2]).to_event(1)
+        normal = Normal(torch.zeros_like(self.sigma), self.sigma)
+        found: TorchDistribution = normal.expand([2]).to_event(1)
+        return found
 
     def discretize(self, extent: float, step: float, *, refine: int = 0) -> "ShiftGridPrior":
         """The same prior renormalized on a grid of spacing ``step`` within ``extent`` (Angstrom).
@@ -50,11 +50,10 @@ class GaussianShift(PosePrior):
         return ShiftGridPrior(self.sigma, grid)
 
 
-class ShiftGridPrior(PosePrior):
+class ShiftGridPrior(ShiftPrior):
     """A Gaussian restricted to the points of a grid and renormalized there."""
 
     enumerable = True
-    sigma: Tensor
 
     def __init__(self, sigma: Tensor, grid: ShiftGrid) -> None:
         super().__init__()

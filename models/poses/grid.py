@@ -5,6 +5,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from cryoprob.types import Sizes
+
 __all__ = ["GridDistribution"]
 
 
@@ -34,7 +36,7 @@ class GridDistribution(TorchDistribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(
-        self, batch_shape: torch.Size, _instance: "GridDistribution | None" = None
+        self, batch_shape: Sizes, _instance: "GridDistribution | None" = None
     ) -> "GridDistribution":
         """The same grid for a larger batch."""
         return GridDistribution(self.points, self.log_mass, torch.Size(batch_shape))
@@ -45,7 +47,7 @@ class GridDistribution(TorchDistribution):
         points = self.points.reshape(-1, *ones, *self.event_shape)
         return points.expand(-1, *self.batch_shape, *self.event_shape) if expand else points
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sizes = torch.Size()) -> Tensor:
         """Draw points, [*sample, *batch, *event]."""
         shape = torch.Size(sample_shape) + self.batch_shape
         index = torch.multinomial(self.log_mass.exp(), shape.numel(), replacement=True)

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from cryoprob.geometry.grids import RotationGrid
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.geometry.symmetry import asymmetric, point_group
-from cryoprob.types import Rotations
+from cryoprob.types import Rotations, Sizes
 
 __all__ = ["Haar", "RotationGridPrior", "UniformRotation"]
 
@@ -28,11 +28,11 @@ class Haar(TorchDistribution):
         self.like = like
         super().__init__(shape, torch.Size([3, 3]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: "Haar | None" = None) -> "Haar":
+    def expand(self, batch_shape: Sizes, _instance: "Haar | None" = None) -> "Haar":
         """The same distribution over a batch."""
         return Haar(self.like, torch.Size(batch_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Rotations:
+    def sample(self, sample_shape: Sizes = torch.Size()) -> Rotations:
         """Draw rotations, [*sample, *batch, 3, 3]."""
         shape = torch.Size(sample_shape) + self.batch_shape
         seed = int(torch.randint(2**62, ()))
@@ -126,5 +126,5 @@ class RotationGridPrior(PosePrior):
 
     def coarser(self) -> "RotationGridPrior":
         """The grid of the order below, with the same turn and symmetry."""
-        kind = {"symmetry": self.symmetry, "turn": self.turn, "like": self.turn}
-        return RotationGridPrior(self.order - 1, **kind)
+        order, turn = self.order - 1, self.turn
+        return RotationGridPrior(order, symmetry=self.symmetry, turn=turn, like=turn)

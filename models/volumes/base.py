@@ -6,9 +6,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from cryoprob.fourier.bands import Band
+from cryoprob.fourier.slices import Slicer
 from cryoprob.types import Coefficients, Maps, Rotations
 
-__all__ = ["Volume"]
+__all__ = ["LinearVolume", "Volume"]
 
 
 class Volume(nn.Module, ABC):
@@ -36,3 +37,30 @@ class Volume(nn.Module, ABC):
     @abstractmethod
     def density(self, coefficients: Tensor) -> Maps:
         """The map [D, D, D] of the coefficients."""
+
+
+class LinearVolume(Volume):
+    """A volume whose slices are linear in its coefficients, which are the map's voxels.
+
+    Attributes
+    ----------
+    tau2
+        Prior variance of a unitary Fourier coefficient per shell, [S].
+    interpolation
+        ``"linear"`` or ``"nearest"``.
+    slicer
+        The slice operator of :attr:`band`.
+    """
+
+    linear_in_coefficients = True
+    tau2: Tensor
+    interpolation: str
+    slicer: Slicer
+
+    @abstractmethod
+    def set_band(self, radius: int) -> None:
+        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
+
+    @abstractmethod
+    def slicer_at(self, radius: int) -> Slicer:
+        """The slice operator of a (smaller) band."""

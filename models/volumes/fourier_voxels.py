@@ -3,17 +3,17 @@
 from math import pi
 
 import torch
-from cryoprob.models.volumes.base import Volume
+from cryoprob.models.volumes.base import LinearVolume
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from cryoprob.checks import require
-from cryoprob.fourier.bands import Band, full_band
+from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import shell_counts, shell_sum, spread
 from cryoprob.fourier.slices import Slicer
 from cryoprob.fourier.transforms import fft3, ifft3
-from cryoprob.types import Coefficients, Maps, Rotations
+from cryoprob.types import Coefficients, Maps, Rotations, Sizes
 
 __all__ = ["FourierVoxels", "SpectralGaussian"]
 
@@ -33,13 +33,13 @@ class SpectralGaussian(TorchDistribution):
         super().__init__(torch.Size(), torch.Size([box] * 3), validate_args=False)
 
     def expand(
-        self, batch_shape: torch.Size, _instance: "SpectralGaussian | None" = None
+        self, batch_shape: Sizes, _instance: "SpectralGaussian | None" = None
     ) -> "SpectralGaussian":
         """Only the empty batch is meant: one map explains every image."""
         assert not batch_shape
         return self
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Maps:
+    def rsample(self, sample_shape: Sizes = torch.Size()) -> Maps:
         """Draw maps, [*sample, D, D, D]."""
         shape = (*sample_shape, *self.event_shape)
         white = torch.randn(shape, dtype=self.tau2.dtype, device=self.tau2.device)
@@ -52,7 +52,7 @@ class SpectralGaussian(TorchDistribution):
         return -(power / self.tau2 + counts * torch.log(2 * pi * self.tau2)).sum(-1) / 2
 
 
-class FourierVoxels(Volume):
+class FourierVoxels(LinearVolume):
     """A voxel map; its coefficients are the D^3 voxels themselves.
 
     Parameters
@@ -66,9 +66,6 @@ class FourierVoxels(Volume):
     interpolation
         ``"linear"`` or ``"nearest"``.
     """
-
-    linear_in_coefficients = True
-    tau2: Tensor
 
     def __init__(
         self,
@@ -90,14 +87,14 @@ class FourierVoxels(Volume):
 
     def set_band(self, radius: int) -> None:
         """Explain the images up to shell ``radius`` only; beyond it they are noise."""
-        self.band: Band = full_band(self.box).prefix(radius)
+        self.band = full_band(self.box).prefix(radius)
         self.slicer = self.slicer_at(radius)
 
     def slicer_at(self, radius: int) -> Slicer:
         """The slice operator of a (smaller) band."""
         band = full_band(self.box).prefix(radius)
-        kind = {"dtype": self.tau2.dtype, "device": self.tau2.device}
-        return Slicer(band, self.interpolation, **kind)
+        tau2 = self.tau2
+        return Slicer(band, self.interpolation, dtype=tau2.dtype, device=tau2.device)
 
     def prior(self) -> SpectralGaussian:
         """Radial Gaussian prior."""

@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.run import run_fit
+from cryoprob.models import simulate as module
+from cryoprob.models.simulate import Microscope, draw_optics, simulate
 from scipy import stats
 from scipy.ndimage import map_coordinates
 
 from cryoprob.checks import InputError, OutputError
-from cryoprob.inference.config import FitConfig
-from cryoprob.inference.run import run_fit
 from cryoprob.io.mrc import read_map
 from cryoprob.io.tables import read_particles
 from cryoprob.metrics.fsc import fsc, last_shell
-from cryoprob.models import simulate as module
-from cryoprob.models.simulate import Microscope, draw_optics, simulate
 from cryoprob.optics import ctf
 from cryoprob.particles import ParticleStack
 from cryoprob.phantoms import blobs
@@ -58,7 +58,9 @@ def projections(made):
     flat = [torch.from_numpy(v.ravel()).double() for v in (kx, ky)]
     transfer = ctf(stack.optics, *flat, stack.pixel_size, n).numpy().reshape(-1, n, n)
     images = []
-    for rotation, shift, c in zip(stack.rotation.numpy(), stack.shift.numpy(), transfer):
+    for rotation, shift, c in zip(
+        stack.rotation.numpy(), stack.shift.numpy(), transfer, strict=True
+    ):
         plane = np.stack([kx, ky, 0 * kx], -1).reshape(-1, 3) @ rotation
         at = plane[:, ::-1].T * 2 + n
         parts = [map_coordinates(part, at, order=3) for part in (ft.real, ft.imag)]
@@ -165,7 +167,8 @@ def test_known_poses_give_the_map_back(noisy, tmp_path):
     result = run_fit(config, tmp_path / "fit")
     truth = read_map(noisy.truth_map)[0]
     curve = fsc(result.volume, truth)
-    assert last_shell(curve, 0.9) >= 7  # of 12; 8 were reached (13.7 A)
+    assert last_shell(curve, 0.5) >= 7  # of 12; 8 were reached (0.60 there): noise is the limit
+    assert float(curve[:6].min()) > 0.95  # 0.973: signal over noise is above 20 there
     slope = (result.volume * truth).sum() / truth.square().sum()
     assert float(slope) == pytest.approx(1, abs=0.1)  # the prior shrinks what noise hides
 
