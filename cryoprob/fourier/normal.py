@@ -7,7 +7,6 @@ for the numerators); then every product with the normal matrix costs 27 shifted 
 many slices there were.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -84,20 +83,18 @@ class Insertion:
 
     Notes
     -----
-    Memory: 43 numbers per grid cell and thread (``8 * 2^3 * radius^3`` cells, about).
+    Memory: 43 numbers per grid cell (16 of numerators, 27 of weights), in ``8 * reach^3`` cells;
+    the two are summed by a thread each.
     """
 
     def __init__(self, slicer: Slicer, group: Rotations | None = None) -> None:
         self.slicer = slicer
         self.group = torch.eye(3)[None] if group is None else group
         self._linear = slicer.interpolation == "linear"
-        width = 43 if self._linear else 3
-        threads = torch.get_num_threads() if torch.device(slicer.device).type == "cpu" else 1
         cells = torch.Size(slicer.grid_shape).numel()
-        self._sums = [
-            torch.zeros(cells, width, dtype=slicer.dtype, device=slicer.device)
-            for _ in range(threads)
-        ]
+        kind = {"dtype": slicer.dtype, "device": slicer.device}
+        self._numerators = torch.zeros(cells, 16 if self._linear else 2, **kind)
+        self._weights = torch.zeros(cells, 27 if self._linear else 1, **kind)
 
     def add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
         """Insert slices: numerators [Q, M] (complex) and weights [Q, M] at rotations [Q, 3, 3]."""
@@ -107,70 +104,84 @@ class Insertion:
             self._add(numerator, weight, rotations @ element)
 
     def _add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
-        threads = len(self._sums)
-        jobs = [list(self._chunks(rotations.shape[0]))[i::threads] for i in range(threads)]
+        chunks = [slice(i, i + _CHUNK) for i in range(0, len(rotations), _CHUNK)]
 
-        def work(sums: Tensor, chunks: list[slice]) -> None:
+        def add_numerators() -> None:
             for chunk in chunks:
-                self._insert(sums, numerator[chunk], weight[chunk], rotations[chunk])
+                self._insert_numerators(numerator[chunk], rotations[chunk])
 
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, self._sums, jobs))
+        def add_weights() -> None:
+            for chunk in chunks:
+                self._insert_weights(weight[chunk], rotations[chunk])
+
+        jobs = (add_numerators, add_weights)
+        with ThreadPoolExecutor(min(2, torch.get_num_threads())) as pool:
+            for job in [pool.submit(job) for job in jobs]:
+                job.result()
 
     def equations(self) -> NormalEquations:
         """The normal equations of everything inserted so far."""
-        z, y, x = self.slicer.grid_shape
-        cells = sum(self._sums[1:], self._sums[0]).T.contiguous().reshape(-1, z, y, x)
-        if not self._linear:
-            stencil = cells.new_zeros(len(_OFFSETS), z, y, x)
-            stencil[0] = cells[2]
-            return NormalEquations(self.slicer, torch.complex(cells[0], cells[1]), stencil)
-        return NormalEquations(self.slicer, _gather(cells[:16]), _stencil(cells[16:]))
+        shape = self.slicer.grid_shape
+        numerators = self._numerators.T.contiguous().reshape(-1, *shape)
+        right = _gather(numerators) if self._linear else torch.complex(*numerators)
+        del numerators
+        weights = self._weights.T.contiguous().reshape(-1, *shape)
+        if self._linear:
+            return NormalEquations(self.slicer, right, _stencil(weights))
+        stencil = weights.new_zeros(len(_OFFSETS), *shape)
+        stencil[0] = weights[0]
+        return NormalEquations(self.slicer, right, stencil)
 
-    @staticmethod
-    def _chunks(count: int) -> Iterator[slice]:
-        return (slice(i, i + _CHUNK) for i in range(0, count, _CHUNK))
-
-    def _insert(self, sums: Tensor, numerator: Tensor, weight: Tensor, rotations: Tensor) -> None:
-        points, flipped = self.slicer.coordinates(rotations)
-        scale = self.slicer._weight
-        sign = 1 - 2 * flipped.to(scale.dtype)
+    def _insert_numerators(self, numerator: Coefficients, rotations: Rotations) -> None:
+        corner, f, flipped = self._place(rotations)
+        scale = self.slicer.weight
+        sign = torch.where(flipped, -scale, scale)
         real = (numerator.real * scale).reshape(-1)
-        imaginary = (numerator.imag * scale * sign).reshape(-1)
-        weight = (weight * scale**2).reshape(-1)
+        imaginary = (numerator.imag * sign).reshape(-1)
+        rows = _corners(f, real, imaginary) if self._linear else torch.stack([real, imaginary])
+        self._numerators.index_add_(0, self._cell(corner), rows.T.contiguous())
+
+    def _insert_weights(self, weight: Tensor, rotations: Rotations) -> None:
+        corner, f, _ = self._place(rotations)
+        weight = (weight * self.slicer.weight**2).reshape(-1)
+        rows = _moments(f, weight) if self._linear else weight[None]
+        self._weights.index_add_(0, self._cell(corner), rows.T.contiguous())
+
+    def _place(self, rotations: Rotations) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells and fractions (x, y, z) [3, points], and where the conjugate was taken [Q, M]."""
+        points, flipped = self.slicer.coordinates(rotations)
         points = points.reshape(-1, 3).T
         corner = points.floor() if self._linear else points.round()
-        rows = _moments(points - corner, real, imaginary, weight, self._linear)
-        sums.index_add_(0, self._cell(corner), rows.T.contiguous())
+        return corner, points - corner, flipped
 
     def _cell(self, corner: Tensor) -> Tensor:
         _, size_y, size_x = self.slicer.grid_shape
-        x, y, z = corner.long()
+        x, y, z = corner.long().unbind()
         reach = self.slicer.reach
         return ((z + reach) * size_y + y + reach) * size_x + x
 
 
-def _moments(f: Tensor, real: Tensor, imaginary: Tensor, weight: Tensor, linear: bool) -> Tensor:
-    """Rows of sums per cell, [43, points] (linear) or [3, points] (nearest).
-
-    For fractions f (x, y, z).
-    """
-    if not linear:
-        return torch.stack([real, imaginary, weight])
-    rows = f.new_empty(43, f.shape[1])
-    g = 1 - f
-    first = [(g[axis], f[axis]) for axis in range(3)]
-    second = [(g[axis] * g[axis], g[axis] * f[axis], f[axis] * f[axis]) for axis in range(3)]
-    for i, (z, y) in enumerate(product(first[2], first[1])):
+def _corners(f: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
+    """Shares of a cell's 8 corners in complex samples, [16, points], for fractions f (x, y, z)."""
+    rows = f.new_empty(16, f.shape[1])
+    share = [(1 - f[axis], f[axis]) for axis in range(3)]
+    for i, (z, y) in enumerate(product(share[2], share[1])):
         zy = z * y
-        for j, x in enumerate(first[0]):
+        for j, x in enumerate(share[0]):
             zyx = zy * x
             torch.mul(zyx, real, out=rows[2 * i + j])
             torch.mul(zyx, imaginary, out=rows[8 + 2 * i + j])
-    for i, (z, y) in enumerate(product(second[2], second[1])):
+    return rows
+
+
+def _moments(f: Tensor, weight: Tensor) -> Tensor:
+    """Products of two corners' shares times the weights, [27, points]: (1-f)^2, f(1-f), f^2."""
+    rows, g = f.new_empty(27, f.shape[1]), 1 - f
+    pairs = [(g[axis] * g[axis], g[axis] * f[axis], f[axis] * f[axis]) for axis in range(3)]
+    for i, (z, y) in enumerate(product(pairs[2], pairs[1])):
         zy = z * y * weight
-        for j, x in enumerate(second[0]):
-            torch.mul(zy, x, out=rows[16 + 3 * i + j])
+        for j, x in enumerate(pairs[0]):
+            torch.mul(zy, x, out=rows[3 * i + j])
     return rows
 
 

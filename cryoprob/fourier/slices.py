@@ -141,9 +141,9 @@ class Slicer:
             align_corners=True,
         )
         real, imaginary = found.reshape(shares, 2, -1, size).unbind(1)
-        sign = torch.where(flipped, -self._weight, self._weight)
+        sign = torch.where(flipped, -self.weight, self.weight)
         real, imaginary = (v.reshape(-1, size)[:count] for v in (real, imaginary))
-        return torch.complex(real * self._weight, imaginary * sign)
+        return torch.complex(real * self.weight, imaginary * sign)
 
     @cached_property
     def _unit(self) -> Tensor:
@@ -175,5 +175,6 @@ class Slicer:
         return torch.stack([self.band.kx, self.band.ky], -1).to(self.device, self.dtype)
 
     @cached_property
-    def _weight(self) -> Tensor:
+    def weight(self) -> Tensor:
+        """The band's weights (sqrt(2) or 1), [M]."""
         return self.band.weight.to(self.device, self.dtype)

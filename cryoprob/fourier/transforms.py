@@ -15,11 +15,10 @@ __all__ = ["crop_images", "crop_map", "fft2", "fft3", "ifft2", "ifft3"]
 _PLANE, _CUBE = (-2, -1), (-3, -2, -1)
 
 
-def _centered(
-    function: Callable[..., Tensor], values: Tensor, axes: tuple[int, ...]
-) -> Tensor:
+def _centered(function: Callable[..., Tensor], values: Tensor, axes: tuple[int, ...]) -> Tensor:
     inside = torch.fft.ifftshift(values, axes)
-    return torch.fft.fftshift(function(inside, dim=axes, norm="ortho"), axes)
+    found: Tensor = torch.fft.fftshift(function(inside, dim=axes, norm="ortho"), axes)
+    return found
 
 
 def fft2(images: Images) -> Tensor:
