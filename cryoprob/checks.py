@@ -41,7 +41,9 @@ class DataWarning(UserWarning):
     """Something odd in the data that does not stop the run."""
 
 
-def _rebuild(kind: type[InputError], where: str, expected: str, got: str, remedy: str) -> InputError:
+def _rebuild(
+    kind: type[InputError], where: str, expected: str, got: str, remedy: str
+) -> InputError:
     return kind(where, expected=expected, got=got, remedy=remedy)
 
 

@@ -177,10 +177,8 @@ class ExactEM:
 
     def solve(self, half: Half, equations: NormalEquations) -> Solution:
         """The map of some normal equations under a half's prior."""
-        start = half.guide.volume.coefficients.data
-        return solve_volume(
-            equations, half.model.linear_volume.tau2, start, exact=self.schedule.exact, tolerance=1e-3
-        )
+        start, tau2 = half.guide.volume.coefficients.data, half.model.linear_volume.tau2
+        return solve_volume(equations, tau2, start, exact=self.schedule.exact, tolerance=1e-3)
 
     def _plan(self, state: EMState) -> bool:
         """Set band and grids of the step; whether they grew."""

@@ -46,7 +46,7 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Fine cells [C] with their slices [C, m] and |slices|^2 / 2, and the images ``rows`` [n] there.
+    """Fine cells [C], their slices [C, m] and |slices|^2 / 2, and the images ``rows`` [n] there.
 
     ``kept`` [n, C] says which cells an image still holds possible.
     """

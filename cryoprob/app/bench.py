@@ -1,9 +1,9 @@
 """The ``bench`` command: E-step and M-step beside the machine's matrix product, in one run.
 
 The poses of a block of images are scored by one matrix product and summed for the M-step by its
-transpose; everything else ought to be small beside them. Each measurement times the package and the
-bare products of the same shapes in turn, so that both see the same machine, and takes the least of
-several times of each.
+transpose; everything else ought to be small beside them. Each measurement times the package and
+the bare products of the same shapes in turn, so that both see the same machine, and takes the
+least of several times of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,10 @@ from cryoprob.inference.e_step import e_step
 from cryoprob.inference.filtered import Filtered, filter_images
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.m_step import solve_volume, update_noise, update_tau2
+from cryoprob.inference.regions import Level
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.statistics import reals
+from cryoprob.inference.treatments.exact import Exact
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.noises.radial_noise import RadialNoise
 from cryoprob.models.particle_model import ParticleModel
@@ -67,8 +69,8 @@ class BenchProblem:
     @property
     def shapes(self) -> tuple[int, int, int]:
         """Rotations Q, shifts T, and real numbers of the band."""
-        model = self.model
-        return len(model.rotation.cells()), len(model.shift.points()), 2 * len(model.band)
+        level = Level.of(self.model)
+        return len(level.rotation.cells()), len(level.shift.points()), 2 * len(self.model.band)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Pair:
 
 
 def made_up(n: int, box: int, radius: int, order: int = 2, *, seed: int = 0) -> BenchProblem:
-    """``n`` images at SNR 0.1 with CTF, rotations of grid ``order``, 25 shifts, shells to ``radius``."""
+    """``n`` images at SNR 0.1 with CTF; rotations of an order, 25 shifts, shells to ``radius``."""
     generator = torch.Generator().manual_seed(seed)
     volume = bead_walk(BEADS, box, PIXEL_SIZE, generator)
     optics = draw_optics(n, generator, Microscope())
@@ -126,7 +128,7 @@ def made_up(n: int, box: int, radius: int, order: int = 2, *, seed: int = 0) -> 
 
 
 def least_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Least time of each of some functions, called in turn ``repeats`` times after a first call."""
+    """Least time of each function, called in turn ``repeats`` times after a first call."""
     best = [float("inf")] * len(runs)
     for turn in range(repeats + 1):
         for place, run in enumerate(runs):
@@ -145,15 +147,17 @@ def scoring(problem: BenchProblem, count: int, repeats: int = 10) -> Pair:
         grid = DenseGrid.of(problem.model, problem.volume)
         left, right = torch.rand(count * shifts, numbers), torch.rand(rotations, numbers)
         runs = (lambda: grid.posterior(images), lambda: torch.mm(left, right.T))
-        seconds = least_seconds(runs, repeats)
+        own, bare = least_seconds(runs, repeats)
     work = 2.0 * count * shifts * rotations * numbers
-    return Pair(f"E-step, blocks of {count}", *seconds, work)
+    return Pair(f"E-step, blocks of {count}", own, bare, work)
 
 
 def full_step(problem: BenchProblem, repeats: int = 1) -> Pair:
     """E-step and M-step of all images beside the E-step's two bare products, block by block."""
     rotations, shifts, numbers = problem.shapes
-    count = max(1, problem.guide.rotation.block_bytes // (4 * shifts * rotations))
+    exact = problem.guide.rotation
+    assert isinstance(exact, Exact)
+    count = max(1, exact.block_bytes // (4 * shifts * rotations))
     left, right = torch.rand(count * shifts, numbers), torch.rand(rotations, numbers)
     scores, sums = torch.rand(count * shifts, rotations), torch.zeros(rotations, numbers)
     n = len(problem.stack)
@@ -164,17 +168,18 @@ def full_step(problem: BenchProblem, repeats: int = 1) -> Pair:
             torch.mm(left[:rows], right.T, out=scores[:rows])
             sums.addmm_(scores[:rows].T, left[:rows])
 
-    seconds = least_seconds((lambda: _step(problem), bare), repeats)
-    return Pair(f"E-step and M-step of {n}", *seconds, 4.0 * n * shifts * rotations * numbers)
+    own, products = least_seconds((lambda: _step(problem), bare), repeats)
+    work = 4.0 * n * shifts * rotations * numbers
+    return Pair(f"E-step and M-step of {n}", own, products, work)
 
 
 def m_step(problem: BenchProblem, repeats: int = 2) -> tuple[float, int]:
-    """Least seconds of the exact M-step (from the E-step's sums to the map), and its iterations."""
+    """Least seconds of the exact M-step (from the E-step's sums to the map), and its steps."""
     statistics = e_step(problem.model, problem.guide, problem.stack)
     found = []
 
     def solve() -> None:
-        equations, tau2 = statistics.insertion.equations(), problem.model.volume.tau2
+        equations, tau2 = statistics.insertion.equations(), problem.model.linear_volume.tau2
         found.append(solve_volume(equations, tau2, problem.volume, tolerance=1e-3).iterations)
 
     return least_seconds([solve], repeats)[0], found[-1]
@@ -197,9 +202,9 @@ def enumeration(problem: BenchProblem, count: int = 16, repeats: int = 5) -> tup
     with torch.no_grad():
         runs = (lambda: -elbo.loss(model, guide, whole) - prior, lambda: by_hand(problem, whole))
         values = [float(run()) for run in runs]
-        seconds = least_seconds(runs, repeats)
+        own, bare = least_seconds(runs, repeats)
     work = 2.0 * count * shifts * rotations * numbers
-    pair = Pair(f"Pyro's enumeration, {count} images", *seconds, work)
+    pair = Pair(f"Pyro's enumeration, {count} images", own, bare, work)
     return pair, abs(values[0] - values[1]) / count
 
 
@@ -229,8 +234,9 @@ def run_bench(threads: int | None = None, n: int = 500, box: int = 64, radius: i
     problem = made_up(n, box, radius)
     rotations, shifts, numbers = problem.shapes
     say(
-        f"{n} images of {box} x {box}, {rotations} rotations x {shifts} shifts, shells to {radius} "
-        f"({numbers} numbers); torch {torch.__version__}, {torch.get_num_threads()} threads."
+        f"{n} images of {box} x {box}, {rotations} rotations x {shifts} shifts, "
+        f"shells to {radius} ({numbers} numbers); "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads."
     )
     pairs = [scoring(problem, count) for count in (4, 16, 64)]
     enumerated, apart = enumeration(problem)
@@ -257,7 +263,7 @@ def _step(problem: BenchProblem) -> None:
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     statistics = e_step(model, problem.guide, problem.stack)
     equations = statistics.insertion.equations()
-    found = solve_volume(equations, model.volume.tau2, problem.volume, tolerance=1e-3)
+    found = solve_volume(equations, model.linear_volume.tau2, problem.volume, tolerance=1e-3)
     update_noise(model, statistics)
     update_tau2(model, found)
     model.load_state_dict(kept)

@@ -31,7 +31,8 @@ class Interrupted(KeyboardInterrupt):
 def paragraph(text: str, stream: TextIO | None = None) -> None:
     """Print one paragraph, wrapped to the terminal, on standard error."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    wrapped = textwrap.fill(" ".join(text.split()), width, break_long_words=False)
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
+    wrapped = textwrap.fill(" ".join(text.split()), width, **whole)
     print(wrapped, file=stream or sys.stderr, flush=True)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 __all__ = [
     "angstrom",
@@ -32,8 +33,8 @@ def say(text: str) -> None:
 def bullet(text: str) -> None:
     """Print an item of a list."""
     grid = Table.grid(padding=(0, 1))
-    grid.add_row("-", text)
-    console().print(grid, markup=False)
+    grid.add_row("-", Text(text))
+    console().print(grid)
 
 
 def facts(rows: Iterable[tuple[str, str]], title: str = "") -> None:
@@ -42,7 +43,7 @@ def facts(rows: Iterable[tuple[str, str]], title: str = "") -> None:
     grid.add_column(no_wrap=True)
     grid.add_column()
     for name, value in rows:
-        grid.add_row(name, value)
+        grid.add_row(Text(name), Text(value))
     _titled(grid, title)
 
 
@@ -52,14 +53,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -
     for place, name in enumerate(head):
         grid.add_column(name, justify="right" if place else "left")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))
     _titled(grid, title)
 
 
 def _titled(grid: Table, title: str) -> None:
     out = console()
     if title:
-        out.print(f"\n[bold]{title}[/bold]")
+        out.print(Text(f"\n{title}", style="bold"))
     out.print(grid)
 
 

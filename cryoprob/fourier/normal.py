@@ -92,9 +92,9 @@ class Insertion:
         self.group = torch.eye(3)[None] if group is None else group
         self._linear = slicer.interpolation == "linear"
         cells = torch.Size(slicer.grid_shape).numel()
-        kind = {"dtype": slicer.dtype, "device": slicer.device}
-        self._numerators = torch.zeros(cells, 16 if self._linear else 2, **kind)
-        self._weights = torch.zeros(cells, 27 if self._linear else 1, **kind)
+        sums = torch.zeros(0, dtype=slicer.dtype, device=slicer.device)
+        self._numerators = sums.new_zeros(cells, 16 if self._linear else 2)
+        self._weights = sums.new_zeros(cells, 27 if self._linear else 1)
 
     def add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
         """Insert slices: numerators [Q, M] (complex) and weights [Q, M] at rotations [Q, 3, 3]."""

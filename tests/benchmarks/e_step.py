@@ -30,7 +30,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     problem = made_up(options.images, BOX, RADIUS, ORDER)
     rotations, shifts, numbers = problem.shapes
-    print(f"{BOX} x {BOX}, {rotations} rotations x {shifts} shifts, {numbers} numbers to shell {RADIUS}")
+    print(
+        f"{BOX} x {BOX}, {rotations} rotations x {shifts} shifts, {numbers} numbers to shell {RADIUS}"
+    )
     print("\n| | s | bare products, s | GFLOP/s | bare, GFLOP/s | part of bare |")
     print("|---|---|---|---|---|---|")
     for count in BLOCKS:

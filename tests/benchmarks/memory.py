@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 import torch
-
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.models.simulate import simulate
+
 from cryoprob.phantoms import bead_walk
 
 BOX, PIXEL_SIZE, SNR = 128, 3.0, 0.1
@@ -94,7 +94,9 @@ def measure(count: int, threads: int) -> str:
         command = [sys.executable, __file__, "--fit", name, "--threads", str(threads)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = json.loads(printed.splitlines()[-1])
-    sizes = [f"{b / 2**30:.2f}" for b in (disk, found["before"], found["anonymous"], found["resident"])]
+    sizes = [
+        f"{b / 2**30:.2f}" for b in (disk, found["before"], found["anonymous"], found["resident"])
+    ]
     return f"| {count} | {' | '.join(sizes)} | {found['seconds']:.0f} |"
 
 

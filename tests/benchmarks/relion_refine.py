@@ -17,25 +17,25 @@ from pathlib import Path
 
 import starfile
 import torch
+from cryoprob.inference.e_step import e_step
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.m_step import power, solve_volume, update_noise, update_tau2
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.point import Point
+from cryoprob.models.noises.radial_noise import RadialNoise
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from torch import Tensor
 
 from cryoprob import masks
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import low_pass
 from cryoprob.geometry.rotations import random_rotations
-from cryoprob.inference.e_step import e_step
-from cryoprob.inference.guide import Guide
-from cryoprob.inference.m_step import power, solve_volume, update_noise, update_tau2
-from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.point import Point
 from cryoprob.io.mrc import read_map
 from cryoprob.io.tables import read_particles
 from cryoprob.metrics import fsc, last_shell, pose_error
-from cryoprob.models.noises.radial_noise import RadialNoise
-from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.gaussian_shift import GaussianShift
-from cryoprob.models.poses.uniform_rotation import UniformRotation
-from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.particles import ParticleStack
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "relion-70s"
@@ -47,12 +47,11 @@ SHIFT_EXTENT_PX, SHIFT_STEP_PX = 6.0, 2.0
 MASS = 0.999
 SEED = 1
 
-NOTES = """Same: 2000 images, truth low-passed to 40 A as start, HEALPix order 2 searched completely and
-refined once where 99.9 % of the mass lies (29 shifts of 10 A, refined to 5 A), band of each iteration,
-300 A solvent ball of 5 px edge on the map, threads. No normalization or scale correction.
-Different: RELION masks the images too, sets every image's best pose as its pose (here: the mean around
-the mode), updates the map by a Wiener filter (here: exact M-step by conjugate gradients), and scores
-the coarse pass in its own smaller band."""
+NOTES = """Same: images, truth low-passed to 40 A as start, HEALPix order 2 searched completely and refined
+once where 99.9 % of the mass lies (29 shifts of 10 A, refined to 5 A), band of each iteration, 300 A
+solvent ball of 5 px edge on the map, threads. No normalization or scale correction. Different:
+RELION masks the images too, takes an image's best pose (here: the mean around the mode), updates
+the map by a Wiener filter (here: exact M-step), and scores the coarse pass in a band of its own."""
 
 
 @dataclass(frozen=True)
@@ -127,26 +126,25 @@ def run_relion(
     times = out / "seconds.csv"
     if not times.exists():
         command = relion_command(out, iterations, threads, tau2_fudge)
-        spent = watched(command, data, out, iterations)
-        times.write_text("".join(f"{wall:.2f},{cpu:.2f}\n" for wall, cpu in spent))
+        run_watched(command, data, out, times)
     spent = [tuple(map(float, line.split(","))) for line in times.read_text().split()]
-    return [relion_row(truth, out, i, *spent[i - 1]) for i in range(1, len(spent) + 1)]
+    return [relion_row(truth, out, i, *pair) for i, pair in enumerate(spent, 1)]
 
 
-def watched(command: list[str], data: Path, out: Path, iterations: int) -> list[tuple]:
-    """Run RELION; wall and processor seconds between the appearance of each two maps."""
+def run_watched(command: list[str], data: Path, out: Path, times: Path) -> None:
+    """Run RELION; write wall and processor seconds between the appearance of each two models."""
     marks = []
-    with open(out / "relion.log", "w") as log:
+    with open(out / "relion.log", "w") as log, open(times, "w", buffering=1) as table:
         running = subprocess.Popen(command, cwd=data, stdout=log, stderr=log)
-        while len(marks) <= iterations:
+        while running.poll() is None:
             if relion_file(out, len(marks), "model.star").exists():
                 marks.append((time.perf_counter(), processor_seconds(running.pid)))
-            elif running.poll() is not None:
-                break
-            time.sleep(0.05)
-        if running.wait() or len(marks) <= iterations:
-            raise SystemExit(f"relion_refine failed: see {log.name}")
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+                if len(marks) > 1:
+                    wall, cpu = (b - a for a, b in zip(*marks[-2:], strict=True))
+                    table.write(f"{wall:.2f},{cpu:.2f}\n")
+            time.sleep(0.02)
+    if running.returncode:
+        raise SystemExit(f"relion_refine ended with {running.returncode}: see {log.name}")
 
 
 def processor_seconds(process: int) -> float:
@@ -226,13 +224,14 @@ def step(model, guide, stack, radius, solvent, generator, exact):  # noqa: D103,
 
 def table(rows: list[Row], box_A: float) -> str:
     """Markdown, one line an iteration."""
-    head = "| program | iteration | shells | s | CPU s | FSC 0.5 to shell | A | median error, deg | A |"
+    names = "program", "iteration", "shells", "s", "CPU s", "FSC 0.5 to shell", "A"
+    head = f"| {' | '.join(names)} | median error, deg | A |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
         resolution = box_A / max(r.shell, 1)
         lines.append(
-            f"| {r.program} | {r.iteration} | {r.radius} | {r.seconds:.1f} | {r.processor_seconds:.1f} "
-            f"| {r.shell} | {resolution:.1f} | {r.rotation_deg:.2f} | {r.shift_A:.2f} |"
+            f"| {r.program} | {r.iteration} | {r.radius} "
+            f"| {r.seconds:.1f} | {r.processor_seconds:.1f} | {r.shell} | {resolution:.1f} | {r.rotation_deg:.2f} | {r.shift_A:.2f} |"
         )
     return "\n".join(lines)
 

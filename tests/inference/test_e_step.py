@@ -11,6 +11,8 @@ from cryoprob.inference.m_step import solve_volume
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.point import Point
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
 from problems import PIXEL_SIZE, make_problem, some_map
 
 from cryoprob.checks import InputError
@@ -251,3 +253,19 @@ def test_reconstruction_from_noiseless_projections():
     low = full_band(16).prefix(6)
     ratio = low.pack(found.double().sum(0)).abs().sum() / low.pack(truth.sum(0)).abs().sum()
     assert float(ratio) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("site", ["rotation", "shift"])
+def test_a_continuous_prior_is_searched_on_a_grid_only(site):
+    problem = make_problem(n=4, order=1, refine=1)
+    prior = UniformRotation(F64) if site == "rotation" else GaussianShift(5.0, F64)
+    setattr(problem.model, site, prior)
+    words = rf"{site} prior: .* got {type(prior).__name__}, .* model\.{site}\.discretize"
+    with pytest.raises(InputError, match=words):
+        levels(problem.model, 0)
+    found = routes(problem)
+    for name in ("dense", "pruned"):
+        with pytest.raises(InputError, match=words):
+            e_step(problem.model, found[name], problem.stack)
+    known = e_step(problem.model, found["known"], problem.stack)
+    assert known.summary.log_evidence.isfinite().all()

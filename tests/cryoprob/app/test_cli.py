@@ -1,0 +1,216 @@
+"""The command line as its user meets it."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+from typer.testing import CliRunner
+
+from cryoprob.app.cli import app
+
+COMMANDS = ["demo", "info", "simulate", "fit", "evaluate", "bench"]
+LATER = ["compare", "calibrate", "report", "presets"]
+SIMULATE = ["simulate", "--phantom", "blobs", "--box", "16", "--pixel-size", "4", "--n", "9"]
+
+
+def run(*arguments):
+    """Exit code, standard output and standard error of a command in this process."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def started(*arguments, **options):
+    """A command in a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "cryoprob", *(str(a) for a in arguments)]
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+def one_paragraph(text):
+    """Whether a text is one paragraph, of lines that fit a terminal but for long paths."""
+    lines = text.splitlines()
+    return "" not in lines and all(len(line) <= 100 or " " not in line for line in lines)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_answer_at_once(flag):
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        process = started(flag)
+        out, err = process.communicate()
+        best = min(best, time.perf_counter() - began)
+        assert process.returncode == 0 and not err
+    assert ("simulate" in out) if flag == "--help" else out == f"cryoprob {version('cryoprob')}\n"
+    assert best < 0.5  # the bar of the design
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from cryoprob.app.cli import app;"
+        "assert CliRunner().invoke(app, ['fit', '--help']).exit_code == 0;"
+        "assert not {'torch', 'pyro', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example(command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Example" in out and f"cryoprob {command}" in out.partition("Example")[2]
+
+
+def test_only_what_exists_is_listed():
+    _, out, _ = run("--help")
+    assert all(f" {name} " in out for name in COMMANDS)
+    assert not any(f" {name} " in out for name in LATER)
+    assert all(run(name)[0] == 2 for name in LATER)
+
+
+def test_simulate_then_info(tmp_path):
+    code, out, err = run(*SIMULATE, "--out", tmp_path / "sim", "--seed", 4)
+    assert code == 0 and not err
+    assert "seed 4" in out and "cryoprob fit" in out
+    code, out, err = run("info", tmp_path / "sim" / "particles.star")
+    assert code == 0 and not err
+    assert "9 images" in out.replace("Only ", "") and "16 pixels of 4 A = 64 A" in out
+    assert "not known" in out and "1.0" in out
+
+
+def test_simulate_draws_and_tells_a_seed(tmp_path):
+    seeds = []
+    for name in ("a", "b"):
+        _, out, _ = run(*SIMULATE, "--out", tmp_path / name)
+        seeds.append(out.partition("seed ")[2].partition(":")[0])
+    assert seeds[0].isdigit() and seeds[0] != seeds[1]
+    run(*SIMULATE, "--out", tmp_path / "again", "--seed", seeds[0])
+    first, again = ((tmp_path / n / "particles.mrcs").read_bytes() for n in ("a", "again"))
+    assert first == again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["info", "absent.star"], "absent.star: expected"),
+        (["fit", "absent.star", "--out", "new"], "absent.star: expected"),
+        (["fit", "--out", "new"], "PARTICLES: expected a STAR file"),
+        (["fit", "p.star", "--out", "new", "--set", "mass"], "key=value"),
+        (["fit", "p.star", "--out", "new", "--set", "nonsense=1"], "nonsense"),
+        (["fit", "p.star", "--out", "new", "--poses", "some"], "ignore or known or local"),
+        (["fit", "p.star", "--out", "new", "--family", "magic"], "exact-em"),
+        (["evaluate", "absent", "--truth", "x.mrc"], "a finished fit"),
+        (["simulate", "--out", "new"], "one of --structure, --map, --phantom"),
+        (["simulate", "--phantom", "cat", "--box", 8, "--pixel-size", 2, "--out", "new"], "blobs"),
+        (["simulate", "--phantom", "blobs", "--box", 8, "--out", "new"], "--pixel-size"),
+        (["simulate", "--phantom", "blobs", "--pixel-size", 2, "--out", "new"], "--box"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_code_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("Error: ") and one_paragraph(err)
+    assert words in " ".join(err.split())
+    assert not list(tmp_path.iterdir())  # nothing is left that would be in the way
+
+
+@pytest.mark.parametrize("name", ["no_voltage", "empty_loop", "ragged", "truncated_row"])
+def test_bad_tables_are_refused_by_info_and_fit(data, name, tmp_path):
+    path = data / "metadata" / f"{name}.star"
+    for arguments in (["info", path], ["fit", path, "--out", tmp_path / "out"]):
+        code, _, err = run(*arguments)
+        errors = err[err.index("Error: ") :]
+        assert code == 2 and f"{name}.star" in errors and one_paragraph(errors)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fit_is_never_overwritten(simulated, fitted):
+    before = {path.name: path.read_bytes() for path in fitted.iterdir()}
+    code, _, err = run("fit", simulated / "particles.star", "--out", fitted)
+    assert code == 2
+    assert "--resume" in err and "nothing was changed" in " ".join(err.split())
+    assert {path.name: path.read_bytes() for path in fitted.iterdir()} == before
+
+
+def test_fit_says_what_it_takes(simulated, tmp_path):
+    common = ["--set", "max_iterations=1", "--seed", 5]
+    given = [simulated / "truth.star", "--out", tmp_path / "a", "--poses", "known"]
+    code, out, _ = run("fit", *given, *common)
+    text = " ".join(out.split())
+    assert code == 0
+    assert "Poses: those of the file are taken as exact" in text and "Seed: 5." in text
+    for name in ("config.toml", "volume.mrc", "volume_std.mrc", "particles.star", "posterior.nc"):
+        assert (tmp_path / "a" / name).exists()
+    # the settings of the first run, into another folder: the same map
+    code, _, _ = run("fit", "--config", tmp_path / "a" / "config.toml", "--out", tmp_path / "b")
+    assert code == 0
+    first, again = ((tmp_path / n / "volume.mrc").read_bytes() for n in "ab")
+    assert first == again
+
+
+def test_the_table_needs_a_pixel_size_or_the_option(simulated, tmp_path):
+    text = (simulated / "truth.star").read_text()
+    stripped = [
+        " ".join(line.split()[:2] + line.split()[3:]) if "opticsGroup1" in line else line
+        for line in text.splitlines()
+        if "_rlnImagePixelSize" not in line
+    ]
+    path = simulated / "no_pixel_size.star"
+    path.write_text("\n".join(stripped) + "\n")
+    code, _, err = run("info", path)
+    assert code == 2 and "pixel size" in err
+    code, out, _ = run("info", path, "--pixel-size", 4)
+    assert code == 0 and "16 pixels of 4 A" in out
+    path.unlink()
+
+
+def test_ctrl_c_ends_with_130_and_the_words_to_go_on(simulated, tmp_path):
+    out = tmp_path / "fit"
+    process = started("fit", simulated / "particles.star", "--out", out, "--seed", 1)
+    limit = time.monotonic() + 60
+    while not (out / "checkpoint.pt").exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert one_paragraph(err) and "Traceback" not in err
+    assert f"cryoprob fit --resume --out {out}" in " ".join(err.split())
+    assert not list(out.glob(".*"))  # no half-written file
+
+
+def test_a_full_disk_ends_with_2_and_no_half_written_file(tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+
+    command = [*SIMULATE, "--n", "100", "--out", tmp_path / "sim", "--seed", 1]
+    process = started(*command, preexec_fn=limit)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert one_paragraph(err)
+    assert "particles.mrcs: expected a place to write" in " ".join(err.split())
+    assert not list((tmp_path / "sim").iterdir())
+
+
+def test_an_output_that_cannot_be_written_keeps_the_fit(simulated, fitted, tmp_path):
+    blocked = tmp_path / "fit" / "volume_std.mrc"
+    blocked.mkdir(parents=True)
+    common = ["--seed", 1, "--threads", 1, "--set", "max_iterations=4"]
+    given = ["fit", simulated / "truth.star", "--poses", "known", *common]
+    code, _, err = run(*given, "--out", tmp_path / "fit")
+    assert code == 2 and err.startswith("Error: ") and one_paragraph(err)
+    assert f"Go on with: cryoprob fit --resume --out {tmp_path / 'fit'}" in " ".join(err.split())
+    blocked.rmdir()
+    code, _, _ = run("fit", "--resume", "--out", tmp_path / "fit")
+    assert code == 0
+    whole, resumed = ((p / "volume.mrc").read_bytes() for p in (fitted, tmp_path / "fit"))
+    assert whole == resumed

@@ -1,0 +1,47 @@
+"""The demo, small, and (slow) as it is."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from cryoprob.app import demo
+
+FIGURES = ("maps.png", "fsc.png", "evidence.png", "posteriors.png")
+
+
+def test_a_small_demo_leaves_every_file_and_says_what_to_look_at(tmp_path, monkeypatch, capsys):
+    steps = {"starts": 1, "start_steps": 2, "max_iterations": 1, "max_order": 2}
+    monkeypatch.setattr(demo, "SCHEDULE", replace(demo.SCHEDULE, start_images=20, **steps))
+    monkeypatch.setattr(demo, "IMAGES", 40)
+    demo.run_demo(tmp_path / "demo", 3, 1)
+    out = " ".join(capsys.readouterr().out.split())
+    for name in (*FIGURES, "fit/volume.mrc", "fit/particles.star"):
+        assert (tmp_path / "demo" / name).stat().st_size > 1000
+        assert name in out
+    assert "FSC with the truth" in out and "What to look at" in out
+    assert json.loads((tmp_path / "demo" / "fit" / "evaluation.json").read_text())["images"] == 40
+
+
+def test_each_demo_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(demo._new_folder()) == "cryoprob-demo"
+    for name in ("cryoprob-demo", "cryoprob-demo-2"):
+        (tmp_path / name).mkdir()
+    assert str(demo._new_folder()) == "cryoprob-demo-3"
+
+
+@pytest.mark.slow
+def test_the_demo_finds_the_map(tmp_path):
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "cryoprob", "demo", "--out", str(tmp_path / "demo")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([*command, "--seed", "1"], check=True, env=environment)
+    found = json.loads((tmp_path / "demo" / "fit" / "evaluation.json").read_text())
+    assert found["resolution_05_A"] < 12  # 10.6 A with seeds 1 and 7
+    assert found["median_rotation_deg"] < 10  # 6.5 degrees
+    assert time.perf_counter() - began < 300

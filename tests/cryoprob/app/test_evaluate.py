@@ -1,0 +1,108 @@
+"""A fit beside the truth, known by construction."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cryoprob.app.cli import app
+from cryoprob.app.evaluate import compare, evaluate
+from cryoprob.checks import InputError
+from cryoprob.geometry.rotations import angle_between, random_rotations
+from cryoprob.io.mrc import read_map, write_map
+from cryoprob.io.tables import read_particles, write_particles
+from cryoprob.metrics.motion import Motion
+from cryoprob.phantoms import blobs
+
+PIXEL_SIZE = 4.0
+
+
+def motion(mirrored):
+    generator = torch.Generator().manual_seed(3)
+    turn = random_rotations(1, generator, dtype=torch.float64)[0]
+    return Motion(turn, torch.tensor([5.0, -3.0, 2.0]).double(), mirrored)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_moved_truth_is_perfect_whatever_its_motion(simulated, tmp_path, mirrored):
+    moved, run = motion(mirrored), tmp_path / "run"
+    run.mkdir()
+    truth, _ = read_map(simulated / "truth.mrc")
+    table = read_particles(simulated / "truth.star")
+    poses = moved.move_poses(table.rotation(), table.displacement())
+    write_map(run / "volume.mrc", moved.move_map(truth, PIXEL_SIZE), PIXEL_SIZE)
+    write_particles(run / "particles.star", table, *poses)
+    (run / "config.toml").write_text('particles = "p.star"\n')
+    found = evaluate(run, simulated)
+    numbers = found.numbers()
+    assert numbers.mirrored is mirrored
+    assert numbers.images == 80
+    # a blob map of 16 voxels has hardly any power in its last shells, and is moved twice
+    assert min(numbers.fsc[:6]) > 0.99
+    assert numbers.mean_rotation_deg < 1.0  # the alignment of so small a map
+    assert numbers.mean_shift_A < 0.2 * PIXEL_SIZE
+    back = torch.tensor(numbers.turn).double() @ moved.rotation
+    assert float(angle_between(back, torch.eye(3).double())) < 1.0
+
+
+def test_rows_in_another_order_are_matched(simulated, fitted, tmp_path):
+    shuffled = tmp_path / "fit"
+    shutil.copytree(fitted, shuffled)
+    table = read_particles(fitted / "particles.star")
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))[:50].numpy()
+    write_particles(shuffled / "particles.star", table[order])
+    whole, part = evaluate(fitted, simulated), evaluate(shuffled, simulated)
+    assert torch.allclose(part.poses.rotation_deg, whole.poses.rotation_deg[order])
+    assert len(part.poses.rotation_deg) == 50
+
+
+def test_symmetry_forgives_equivalent_poses(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    volume = blobs(16, PIXEL_SIZE, generator)
+    flipped = volume + volume.roll((-1, -1), (1, 2)).flip((1, 2))  # C2 about z
+    table = read_particles_of(tmp_path, generator)
+    half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0])).double()
+    equivalent = table.rotation() @ half_turn
+    write_particles(tmp_path / "other.star", table, equivalent, table.displacement())
+    tables = read_particles(tmp_path / "other.star"), table
+    found = compare(flipped, flipped, PIXEL_SIZE, symmetry="C2", tables=tables)
+    assert float(found.poses.rotation_deg.max()) < 1.0
+
+
+def read_particles_of(folder, generator):
+    """A table with poses and no images."""
+    from cryoprob.io.tables import new_table
+
+    rotation = random_rotations(9, generator, dtype=torch.float64)
+    table = new_table(folder / "p.mrcs", 9, PIXEL_SIZE, rotation=rotation, shift=torch.zeros(9, 2))
+    write_particles(folder / "p.star", table)
+    return read_particles(folder / "p.star")
+
+
+def test_the_command_prints_and_writes(simulated, fitted):
+    result = CliRunner().invoke(app, ["evaluate", str(fitted), "--truth", str(simulated)])
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    written = json.loads((fitted / "evaluation.json").read_text())
+    assert f"whole box {written['resolution_05_A']:.1f} A" in text
+    assert "error of 80 poses" in text and "the hand of the truth" in text
+    assert written["median_rotation_deg"] < 2.0  # the poses are the true ones
+    only_map = ["evaluate", str(fitted), "--truth", str(simulated / "truth.mrc")]
+    assert "poses" not in CliRunner().invoke(app, only_map).stdout
+
+
+def test_a_larger_truth_is_cropped_and_another_field_of_view_refused(fitted, tmp_path):
+    large = blobs(32, PIXEL_SIZE / 2, torch.Generator().manual_seed(1))
+    write_map(tmp_path / "large.mrc", large, PIXEL_SIZE / 2)
+    assert evaluate(fitted, tmp_path / "large.mrc").truth.shape == (16, 16, 16)
+    write_map(tmp_path / "other.mrc", large, PIXEL_SIZE)
+    with pytest.raises(InputError, match="64 A along a side.*32 voxels of 4 A"):
+        evaluate(fitted, tmp_path / "other.mrc")
+
+
+def test_other_images_are_refused(simulated, fitted, tmp_path):
+    shutil.copytree(simulated, tmp_path / "other")
+    with pytest.raises(InputError, match="truth.star.*others"):
+        evaluate(fitted, tmp_path / "other")

@@ -1,0 +1,52 @@
+"""Where settings come from."""
+
+from pathlib import Path
+
+import pytest
+from cryoprob.inference.config import FitConfig
+
+from cryoprob.app.fit import configure, refuse_overwriting
+from cryoprob.checks import InputError
+
+
+def test_options_override_the_file_and_set_overrides_both(tmp_path):
+    file = tmp_path / "config.toml"
+    config = FitConfig("a.star", seed=3, symmetry="C4", low_pass_A=30.0)
+    file.write_text(config.to_toml())
+    given = {"particles": None, "symmetry": "D2", "seed": None}
+    found = configure(given, ["starts=7", "mass = 1"], file, tmp_path, False)
+    assert (found.particles, found.seed, found.low_pass_A) == ("a.star", 3, 30.0)
+    assert (found.symmetry, found.schedule.starts, found.schedule.mass) == ("D2", 7, 1.0)
+
+
+def test_without_a_seed_one_is_drawn():
+    seeds = {
+        configure({"particles": Path("p.star")}, [], None, Path("o"), False).seed for _ in "abc"
+    }
+    assert len(seeds) == 3  # of 2^31: one false alarm in 10^9
+
+
+def test_a_resumed_run_takes_its_own_settings(tmp_path):
+    config = FitConfig("/data/a.star", seed=5, poses="local")
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert configure({}, [], None, tmp_path, True) == config
+
+
+def test_files_are_kept_by_their_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mask.mrc").write_text("")
+    given = {"particles": Path("p.star"), "reference": Path("sub/m.mrc"), "mask": "mask.mrc"}
+    found = configure({**given, "seed": 1}, [], None, Path("out"), False)
+    assert found.particles == str(tmp_path / "p.star")
+    assert found.reference == str(tmp_path / "sub" / "m.mrc")
+    assert found.mask == str(tmp_path / "mask.mrc")
+    assert configure({**given, "mask": "auto"}, [], None, Path("out"), False).mask == "auto"
+
+
+@pytest.mark.parametrize("name", ["config.toml", "checkpoint.pt", "volume.mrc"])
+def test_results_are_not_overwritten(tmp_path, name):
+    refuse_overwriting(tmp_path, False)
+    (tmp_path / name).write_text("")
+    refuse_overwriting(tmp_path, True)
+    with pytest.raises(InputError, match=f"{name}; nothing was changed"):
+        refuse_overwriting(tmp_path, False)
