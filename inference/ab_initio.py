@@ -12,6 +12,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.build import build_model
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.em import Half, pack_half, unpack_half
@@ -26,9 +29,6 @@ from cryoprob.inference.treatments.point import Point
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
-from torch import Tensor
-
-from cryoprob.geometry.rotations import random_rotations
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
 

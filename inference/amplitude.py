@@ -1,6 +1,9 @@
 """The grey scale of a reference: chosen among a ladder of factors by exact evidence."""
 
 import torch
+
+from cryoprob.fourier.shells import shell_mean
+from cryoprob.fourier.transforms import fft3
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.em import Half
 from cryoprob.inference.guide import Guide
@@ -9,9 +12,6 @@ from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
-
-from cryoprob.fourier.shells import shell_mean
-from cryoprob.fourier.transforms import fft3
 from cryoprob.particles import ParticleStack
 
 __all__ = ["match_amplitude"]

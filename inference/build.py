@@ -3,6 +3,10 @@
 from math import pi
 
 import torch
+from torch import Tensor
+
+from cryoprob.checks import InputError
+from cryoprob.fourier.bands import full_band
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.base import Treatment
@@ -16,10 +20,6 @@ from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
-from torch import Tensor
-
-from cryoprob.checks import InputError
-from cryoprob.fourier.bands import full_band
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
 

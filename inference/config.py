@@ -4,9 +4,8 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from cryoprob.inference.schedule import Schedule
-
 from cryoprob.checks import InputError, require
+from cryoprob.inference.schedule import Schedule
 
 __all__ = ["FAMILIES", "POSES", "FitConfig"]
 

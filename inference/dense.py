@@ -9,12 +9,13 @@ from functools import cached_property
 
 import roma
 import torch
+from torch import Tensor
+
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.regions import Level
 from cryoprob.inference.statistics import PosteriorSummary, reals
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
-from torch import Tensor
 
 __all__ = ["DenseGrid", "DensePosterior", "blocks", "within"]
 

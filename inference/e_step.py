@@ -4,6 +4,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
+
+from cryoprob.checks import InputError, require
+from cryoprob.fourier.normal import Insertion
+from cryoprob.geometry.symmetry import point_group
 from cryoprob.inference.candidates import Candidates, smallest_set
 from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.filtered import Filtered, filter_images
@@ -16,11 +21,6 @@ from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
-from torch import Tensor
-
-from cryoprob.checks import InputError, require
-from cryoprob.fourier.normal import Insertion
-from cryoprob.geometry.symmetry import point_group
 from cryoprob.particles import ParticleStack
 
 __all__ = ["e_step", "levels"]
@@ -54,7 +54,7 @@ def e_step(
         statistics = _nothing_yet(model, len(stack), symmetry)
         run = _route(model, guide)
         for images in _chunks(model, stack, index):
-            statistics.add_power(images.group, images.power)
+            statistics.add_power(images, model.noise.sigma2)
             run(images, statistics)
     return statistics
 
@@ -115,6 +115,7 @@ def _nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
         PosteriorSummary.empty(count, sigma2.dtype, sigma2.device),
         torch.zeros_like(sigma2, dtype=torch.float64),
         torch.zeros_like(sigma2[:, 0], dtype=torch.float64),
+        torch.zeros(count, dtype=torch.float64, device=sigma2.device),
     )
 
 

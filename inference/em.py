@@ -5,6 +5,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from cryoprob.fourier.normal import NormalEquations
+from cryoprob.fourier.shells import shell_mean
+from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.m_step import (
@@ -21,15 +26,10 @@ from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.statistics import PosteriorSummary, Statistics
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
+from cryoprob.metrics.fsc import fsc, last_shell
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
-from torch import Tensor
-
-from cryoprob.fourier.normal import NormalEquations
-from cryoprob.fourier.shells import shell_mean
-from cryoprob.geometry.rotations import random_rotations
-from cryoprob.metrics.fsc import fsc, last_shell
 from cryoprob.particles import ParticleStack
 
 __all__ = ["EMState", "ExactEM", "Half", "pack_half", "unpack_half"]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from math import pi
 
 import torch
-from cryoprob.models.particle_model import ParticleModel
 from torch import Tensor
 
 from cryoprob.fourier.bands import Band, full_band
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
 __all__ = ["Filtered", "filter_images"]

@@ -7,14 +7,14 @@ from math import log
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from cryoprob.inference.build import noise_log_density
 from cryoprob.inference.em import EMState, ExactEM
 from cryoprob.inference.m_step import posterior_sample
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.inference.treatments.known import Known
-from torch import Tensor
-
 from cryoprob.particles import ParticleStack
 
 __all__ = ["finish", "verdict"]

@@ -1,12 +1,12 @@
 """The guide: one treatment per latent site."""
 
+from torch import nn
+
+from cryoprob.checks import require
 from cryoprob.inference.treatments.base import Treatment
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models import sites
-from torch import nn
-
-from cryoprob.checks import require
 from cryoprob.particles import Batch
 
 __all__ = ["Guide"]

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from cryoprob.inference.statistics import Statistics
-from cryoprob.models.particle_model import ParticleModel
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
@@ -17,6 +15,8 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import shell_mean, spread
 from cryoprob.fourier.transforms import fft3, ifft3
+from cryoprob.inference.statistics import Statistics
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps
 
 __all__ = [
@@ -150,12 +150,20 @@ def update_noise(model: ParticleModel, statistics: Statistics, rate: float = 1.0
 
 
 def update_contrast(model: ParticleModel, statistics: Statistics) -> None:
-    """Amplitude and noise factors per image from its posterior means, each with median 1."""
+    """Amplitude and noise factors per image from its posterior means, each with median 1.
+
+    The amplitude is the regression of the image on its expected noiseless image; the noise factor
+    is the root of its expected residual power per number, in units of its group's noise.
+    """
     contrast, summary = model.contrast, statistics.summary
     seen = torch.isfinite(summary.log_evidence)
     ratio = summary.cross[seen] / summary.energy[seen].clamp(min=1e-12)
     contrast.scale[seen] *= (ratio / ratio.median().clamp(min=1e-3)).clamp(0.5, 2.0)
     contrast.scale[seen] /= contrast.scale[seen].median()
+    residual = statistics.whitened[seen] - 2 * summary.cross[seen] + summary.energy[seen]
+    factor = (residual / model.band.box**2).clamp(0.25, 4.0).sqrt()
+    contrast.spread[seen] *= factor.to(contrast.spread)
+    contrast.spread[seen] /= contrast.spread[seen].median()
 
 
 def update_tau2(model: ParticleModel, solution: Solution) -> None:

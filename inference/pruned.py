@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import roma
 import torch
+from torch import Tensor
+
 from cryoprob.inference.candidates import Candidates, smallest_set
 from cryoprob.inference.dense import within
 from cryoprob.inference.filtered import Filtered
@@ -17,7 +19,6 @@ from cryoprob.inference.regions import Level, Region, regions
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
-from torch import Tensor
 
 __all__ = ["PrunedPass"]
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+from cryoprob.checks import InputError
+from cryoprob.fourier.slices import Slicer
 from cryoprob.inference.candidates import Candidates
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.base import PosePrior
 from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
-from torch import Tensor
-
-from cryoprob.checks import InputError
-from cryoprob.fourier.slices import Slicer
 from cryoprob.types import Maps
 
 __all__ = ["Level", "Region", "regions"]

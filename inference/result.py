@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cryoprob.inference.statistics import PosteriorSummary
 from torch import Tensor
 
+from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.io.export import write_particles
 from cryoprob.io.files import replacing
 from cryoprob.io.mrc import read_map

@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from cryoprob.checks import OutputError, require
+from cryoprob.fourier.shells import low_pass
+from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.amplitude import match_amplitude
 from cryoprob.inference.build import build_guide, build_model, image_power
@@ -14,11 +19,6 @@ from cryoprob.inference.finish import finish
 from cryoprob.inference.loop import Observer, Quiet, load_checkpoint, run_loop, save_checkpoint
 from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
-from torch import Tensor
-
-from cryoprob.checks import OutputError, require
-from cryoprob.fourier.shells import low_pass
-from cryoprob.fourier.transforms import crop_map
 from cryoprob.io.files import replacing
 from cryoprob.io.mrc import read_map
 from cryoprob.particles import ParticleStack

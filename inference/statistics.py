@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cryoprob.fourier.bands import Band
 from cryoprob.fourier.normal import Insertion
+from cryoprob.inference.filtered import Filtered
 
 __all__ = ["PosteriorSummary", "Statistics", "reals"]
 
@@ -78,6 +79,8 @@ class Statistics:
         Expected residual power per optics group and shell, [G, S] (float64).
     counts
         Images per group, [G] (float64).
+    whitened
+        Power of every image over its noise, all pixels, [N] (float64).
     shift_power
         Sum over images of the posterior mean of |shift|^2, Angstrom^2.
     """
@@ -86,12 +89,14 @@ class Statistics:
     summary: PosteriorSummary
     residual: Tensor
     counts: Tensor
+    whitened: Tensor
     shift_power: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    def add_power(self, group: Tensor, power: Tensor) -> None:
-        """Count images [n] of optics groups ``group`` and their power per shell [n, S]."""
-        self.residual.index_add_(0, group, power)
-        self.counts.index_add_(0, group, torch.ones_like(power[:, 0]))
+    def add_power(self, images: Filtered, sigma2: Tensor) -> None:
+        """Count images, with their power per shell, under noise spectra [G, S]."""
+        self.residual.index_add_(0, images.group, images.power)
+        self.counts.index_add_(0, images.group, torch.ones_like(images.power[:, 0]))
+        self.whitened[images.index] = (images.power / sigma2[images.group].double()).sum(1)
 
     def add_slices(
         self,

@@ -1,16 +1,16 @@
 """The one generative model of single-particle cryo-EM."""
 
 import pyro
+from torch import Tensor, nn
+
+from cryoprob.checks import InputError
+from cryoprob.fourier.bands import Band
 from cryoprob.models import sites
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 from cryoprob.models.noises.base import Noise
 from cryoprob.models.poses.base import PosePrior, ShiftPrior
 from cryoprob.models.volumes.base import LinearVolume, Volume
-from torch import Tensor, nn
-
-from cryoprob.checks import InputError
-from cryoprob.fourier.bands import Band
 from cryoprob.particles import Batch
 
 __all__ = ["ParticleModel"]

@@ -8,12 +8,6 @@ from typing import Any
 
 import pyro
 import torch
-from cryoprob.models import sites
-from cryoprob.models.noises.radial_noise import RadialNoise
-from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.gaussian_shift import GaussianShift
-from cryoprob.models.poses.uniform_rotation import UniformRotation
-from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from pyro import poutine
 from torch import Tensor
 
@@ -21,6 +15,12 @@ from cryoprob.checks import OutputError, require
 from cryoprob.fourier.bands import full_band
 from cryoprob.io.mrc import StackWriter, write_map
 from cryoprob.io.tables import new_table, write_particles
+from cryoprob.models import sites
+from cryoprob.models.noises.radial_noise import RadialNoise
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.optics import Optics, check_optics, ctf
 from cryoprob.particles import Batch
 from cryoprob.types import Coefficients, Images, Maps, PathType, Rotations, Shifts

@@ -1,4 +1,4 @@
-"""The house rules: which room may import which, how long code may be, that every name is told of."""
+"""The house rules: who may import whom, how long code may be, that every name is told of."""
 
 import ast
 import doctest

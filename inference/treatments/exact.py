@@ -3,9 +3,8 @@
 And say how to stream and prune.
 """
 
-from cryoprob.inference.treatments.base import Treatment
-
 from cryoprob.checks import require
+from cryoprob.inference.treatments.base import Treatment
 from cryoprob.particles import Batch
 
 __all__ = ["Exact"]

@@ -1,10 +1,10 @@
 """A site that is given: poses of the STAR file, or of an earlier fit."""
 
 import pyro
-from cryoprob.inference.treatments.base import Treatment
 from pyro.distributions import Delta
 from torch import Tensor
 
+from cryoprob.inference.treatments.base import Treatment
 from cryoprob.particles import Batch
 
 __all__ = ["Known"]

@@ -1,9 +1,9 @@
 """The exact posterior near given values: local search around poses of an earlier fit."""
 
-from cryoprob.inference.treatments.base import Treatment
 from torch import Tensor
 
 from cryoprob.checks import require
+from cryoprob.inference.treatments.base import Treatment
 from cryoprob.particles import Batch
 
 __all__ = ["Local"]

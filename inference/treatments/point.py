@@ -1,10 +1,10 @@
 """A point estimate of the volume, held as a parameter."""
 
 import pyro
-from cryoprob.inference.treatments.base import Treatment
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
+from cryoprob.inference.treatments.base import Treatment
 from cryoprob.particles import Batch
 
 __all__ = ["Point"]

@@ -1,10 +1,10 @@
 """A noise spectrum per optics group."""
 
 import torch
-from cryoprob.models.noises.base import Noise
 from torch import Tensor
 
 from cryoprob.checks import require
+from cryoprob.models.noises.base import Noise
 
 __all__ = ["RadialNoise"]
 

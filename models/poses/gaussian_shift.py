@@ -1,13 +1,13 @@
 """Gaussian shifts of the particle from the image center, on the plane or on a grid."""
 
 import torch
-from cryoprob.models.poses.base import ShiftPrior
-from cryoprob.models.poses.grid import GridDistribution
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from cryoprob.checks import require
 from cryoprob.geometry.shifts import ShiftGrid
+from cryoprob.models.poses.base import ShiftPrior
+from cryoprob.models.poses.grid import GridDistribution
 from cryoprob.types import Shifts
 
 __all__ = ["GaussianShift", "ShiftGridPrior"]

@@ -4,8 +4,6 @@ from functools import cached_property
 from math import log
 
 import torch
-from cryoprob.models.poses.base import PosePrior
-from cryoprob.models.poses.grid import GridDistribution
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -13,6 +11,8 @@ from torch.distributions import constraints
 from cryoprob.geometry.grids import RotationGrid
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.geometry.symmetry import asymmetric, point_group
+from cryoprob.models.poses.base import PosePrior
+from cryoprob.models.poses.grid import GridDistribution
 from cryoprob.types import Rotations, Sizes
 
 __all__ = ["Haar", "RotationGridPrior", "UniformRotation"]

@@ -3,7 +3,6 @@
 from math import pi
 
 import torch
-from cryoprob.models.volumes.base import LinearVolume
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -13,6 +12,7 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import shell_counts, shell_sum, spread
 from cryoprob.fourier.slices import Slicer
 from cryoprob.fourier.transforms import fft3, ifft3
+from cryoprob.models.volumes.base import LinearVolume
 from cryoprob.types import Coefficients, Maps, Rotations, Sizes
 
 __all__ = ["FourierVoxels", "SpectralGaussian"]

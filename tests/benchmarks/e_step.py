@@ -1,7 +1,7 @@
 """Rates of the E-step, of EM and of Pyro's enumeration beside bare matrix products.
 
-Not a test: ``python tests/benchmarks/e_step.py`` prints Markdown; minutes on two cores. Times are the
-least of several, the package and the bare products in turn in one run. Nothing else should run.
+Not a test: ``python tests/benchmarks/e_step.py`` prints Markdown; minutes on two cores. Times are
+the least of several, the package and the bare products in turn. Nothing else should run.
 """
 
 import argparse
@@ -30,9 +30,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     problem = made_up(options.images, BOX, RADIUS, ORDER)
     rotations, shifts, numbers = problem.shapes
-    print(
-        f"{BOX} x {BOX}, {rotations} rotations x {shifts} shifts, {numbers} numbers to shell {RADIUS}"
-    )
+    print(f"{BOX} x {BOX}, {rotations} rotations x {shifts} shifts, {numbers} numbers")
     print("\n| | s | bare products, s | GFLOP/s | bare, GFLOP/s | part of bare |")
     print("|---|---|---|---|---|---|")
     for count in BLOCKS:

@@ -1,7 +1,7 @@
-"""Peak memory of a fit of 20,000 and of 40,000 images of 128 x 128: it must not grow with their number.
+"""Peak memory of a fit of 20,000 and of 40,000 images of 128 x 128: it must not grow.
 
-Not a test: ``python tests/benchmarks/memory.py`` draws the images block by block onto disk (1.3 and
-2.6 GB in a temporary folder), fits each set in a process of its own and prints its peaks.
+Not a test: ``python tests/benchmarks/memory.py`` draws the images block by block onto disk (1.3
+and 2.6 GB in a temporary folder), fits each set in a process of its own and prints its peaks.
 
 Anonymous memory (``RssAnon`` of /proc/self/status, looked at every 20 ms by a thread) is what the
 program asked for. Pages of the memory-mapped stack are the kernel's: they count in ``VmHWM``, and
@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 import torch
+
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.models.simulate import simulate
-
 from cryoprob.phantoms import bead_walk
 
 BOX, PIXEL_SIZE, SNR = 128, 3.0, 0.1

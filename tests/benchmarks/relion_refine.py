@@ -17,25 +17,25 @@ from pathlib import Path
 
 import starfile
 import torch
-from cryoprob.inference.e_step import e_step
-from cryoprob.inference.guide import Guide
-from cryoprob.inference.m_step import power, solve_volume, update_noise, update_tau2
-from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.point import Point
-from cryoprob.models.noises.radial_noise import RadialNoise
-from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.gaussian_shift import GaussianShift
-from cryoprob.models.poses.uniform_rotation import UniformRotation
-from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from torch import Tensor
 
 from cryoprob import masks
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import low_pass
 from cryoprob.geometry.rotations import random_rotations
+from cryoprob.inference.e_step import e_step
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.m_step import power, solve_volume, update_noise, update_tau2
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.point import Point
 from cryoprob.io.mrc import read_map
 from cryoprob.io.tables import read_particles
 from cryoprob.metrics import fsc, last_shell, pose_error
+from cryoprob.models.noises.radial_noise import RadialNoise
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.particles import ParticleStack
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "relion-70s"
@@ -47,11 +47,12 @@ SHIFT_EXTENT_PX, SHIFT_STEP_PX = 6.0, 2.0
 MASS = 0.999
 SEED = 1
 
-NOTES = """Same: images, truth low-passed to 40 A as start, HEALPix order 2 searched completely and refined
-once where 99.9 % of the mass lies (29 shifts of 10 A, refined to 5 A), band of each iteration, 300 A
-solvent ball of 5 px edge on the map, threads. No normalization or scale correction. Different:
-RELION masks the images too, takes an image's best pose (here: the mean around the mode), updates
-the map by a Wiener filter (here: exact M-step), and scores the coarse pass in a band of its own."""
+NOTES = """Same: images, truth low-passed to 40 A as start, HEALPix order 2 searched completely and
+refined once where 99.9 % of the mass lies (29 shifts of 10 A, refined to 5 A), band of each
+iteration, 300 A solvent ball of 5 px edge on the map, threads. No normalization or scale correction.
+Different: RELION masks the images too, takes an image's best pose (here: the mean around the mode),
+updates the map by a Wiener filter (here: exact M-step), and has a band of its own for the coarse
+pass."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,8 @@ def table(rows: list[Row], box_A: float) -> str:
         resolution = box_A / max(r.shell, 1)
         lines.append(
             f"| {r.program} | {r.iteration} | {r.radius} "
-            f"| {r.seconds:.1f} | {r.processor_seconds:.1f} | {r.shell} | {resolution:.1f} | {r.rotation_deg:.2f} | {r.shift_A:.2f} |"
+            f"| {r.seconds:.1f} | {r.processor_seconds:.1f} | {r.shell} "
+            f"| {resolution:.1f} | {r.rotation_deg:.2f} | {r.shift_A:.2f} |"
         )
     return "\n".join(lines)
 

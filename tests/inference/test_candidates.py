@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from cryoprob.inference.candidates import Candidates, smallest_set
 
 
@@ -24,7 +25,11 @@ def test_against_sorting(mass, dtype, generator):
 def test_edges():
     weights = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
     assert smallest_set(weights, 1.0).equal(weights > 0)
-    assert smallest_set(weights, 0.9).tolist() == [[True, False, False], [True, True, False], [True] * 3]
+    assert smallest_set(weights, 0.9).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True] * 3,
+    ]
     # ties are kept together: deterministic, whatever their order
     assert smallest_set(weights, 0.3).tolist()[1] == [True, True, False]
     assert smallest_set(7 * weights, 0.9).equal(smallest_set(weights, 0.9))

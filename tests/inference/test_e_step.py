@@ -5,14 +5,6 @@ import sys
 import pytest
 import torch
 from brute_force import BruteForce, direct_slices
-from cryoprob.inference.e_step import e_step, levels
-from cryoprob.inference.guide import Guide
-from cryoprob.inference.m_step import solve_volume
-from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.known import Known
-from cryoprob.inference.treatments.point import Point
-from cryoprob.models.poses.gaussian_shift import GaussianShift
-from cryoprob.models.poses.uniform_rotation import UniformRotation
 from problems import PIXEL_SIZE, make_problem, some_map
 
 from cryoprob.checks import InputError
@@ -20,7 +12,15 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import frequency_3d
 from cryoprob.geometry.rotations import mean_rotation, random_rotations
 from cryoprob.geometry.symmetry import point_group
+from cryoprob.inference.e_step import e_step, levels
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.m_step import solve_volume
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.known import Known
+from cryoprob.inference.treatments.point import Point
 from cryoprob.metrics.fsc import fsc
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.particles import ParticleStack
 
 F64 = torch.float64

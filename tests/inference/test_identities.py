@@ -3,11 +3,12 @@
 import pytest
 import torch
 from brute_force import BruteForce
+from problems import make_problem
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+
 from cryoprob.inference.dense import DenseGrid
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.filtered import filter_images
-from problems import make_problem
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 F64 = torch.float64
 CASES = {

@@ -5,6 +5,13 @@ import math
 import pytest
 import torch
 from brute_force import BruteForce
+from problems import make_problem, some_map
+
+from cryoprob.fourier.bands import full_band
+from cryoprob.fourier.normal import Insertion
+from cryoprob.fourier.shells import shell_index_3d, shell_mean
+from cryoprob.fourier.transforms import fft3, ifft3
+from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.m_step import (
     Solution,
@@ -18,13 +25,6 @@ from cryoprob.inference.m_step import (
     update_shift_sigma,
     update_tau2,
 )
-from problems import make_problem, some_map
-
-from cryoprob.fourier.bands import full_band
-from cryoprob.fourier.normal import Insertion
-from cryoprob.fourier.shells import shell_index_3d, shell_mean
-from cryoprob.fourier.transforms import fft3, ifft3
-from cryoprob.geometry.rotations import random_rotations
 from cryoprob.particles import ParticleStack
 
 F64 = torch.float64

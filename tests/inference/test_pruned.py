@@ -3,14 +3,14 @@
 import pytest
 import torch
 from brute_force import BruteForce
+from problems import make_problem
+
+from cryoprob.geometry.rotations import angle_between, random_rotations
 from cryoprob.inference.e_step import e_step, levels
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.local import Local
 from cryoprob.inference.treatments.point import Point
-from problems import make_problem
-
-from cryoprob.geometry.rotations import angle_between, random_rotations
 
 F64 = torch.float64
 FIELDS = ("log_evidence", "rotation", "shift", "probability", "entropy", "cross", "energy")
@@ -116,7 +116,9 @@ def test_never_more_than_the_whole(mass):
 def test_more_mass_loses_less():
     problem = make_problem(n=5, order=2, refine=2, signal=4.0)
     found = [
-        float(e_step(problem.model, searched(problem, m), problem.stack).summary.log_evidence.sum())
+        float(
+            e_step(problem.model, searched(problem, m), problem.stack).summary.log_evidence.sum()
+        )
         for m in (0.5, 0.9, 0.99, 0.999, 1.0)
     ]
     assert found == sorted(found)

@@ -5,12 +5,12 @@ from itertools import product
 
 import pytest
 import torch
-from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 from problems import PIXEL_SIZE, dense_covariance
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
 from cryoprob.fourier.bands import full_band
+from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 
 F64 = torch.float64
 BOX, N, Q, T = 8, 3, 4, 2

@@ -5,10 +5,6 @@ from math import log
 import pyro
 import pytest
 import torch
-from cryoprob.inference.guide import Guide
-from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.point import Point
-from cryoprob.models.particle_model import ParticleModel
 from problems import make_problem
 from pyro import poutine
 from pyro.infer import (
@@ -24,6 +20,10 @@ from pyro.infer.autoguide import AutoDelta
 from torch.distributions import MultivariateNormal
 
 from cryoprob.fourier.bands import full_band
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.point import Point
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.optics import ctf
 
 from problems import dense_covariance  # isort: skip

@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cryoprob.inference.config import FitConfig
-from cryoprob.inference.run import run_fit
-from cryoprob.models import simulate as module
-from cryoprob.models.simulate import Microscope, draw_optics, simulate
 from scipy import stats
 from scipy.ndimage import map_coordinates
 
 from cryoprob.checks import InputError, OutputError
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.run import run_fit
 from cryoprob.io.mrc import read_map
 from cryoprob.io.tables import read_particles
 from cryoprob.metrics.fsc import fsc, last_shell
+from cryoprob.models import simulate as module
+from cryoprob.models.simulate import Microscope, draw_optics, simulate
 from cryoprob.optics import ctf
 from cryoprob.particles import ParticleStack
 from cryoprob.phantoms import blobs

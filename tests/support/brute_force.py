@@ -47,7 +47,9 @@ class BruteForce:
         ky, kx = torch.meshgrid(plane, plane, indexing="ij")
         transfer = torch.ones(self.count, box, box, dtype=F64)
         if stack.optics is not None:
-            transfer = ctf(stack.optics, kx.flatten(), ky.flatten(), PIXEL_SIZE, box).view_as(transfer)
+            transfer = ctf(stack.optics, kx.flatten(), ky.flatten(), PIXEL_SIZE, box).view_as(
+                transfer
+            )
         scale, spread = (v.double() for v in model.contrast(index))
         covariance = torch.stack([dense_covariance(v, box) for v in model.noise(stack.group)])
         self.noise = MultivariateNormal(

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cryoprob.models.simulate import simulate
 
 from cryoprob.app.fit import configure, watched
+from cryoprob.models.simulate import simulate
 from cryoprob.phantoms import blobs
 
 BOX, PIXEL_SIZE, N = 16, 4.0, 80

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from cryoprob.inference.config import FitConfig
 
 from cryoprob.app.fit import configure, refuse_overwriting
 from cryoprob.checks import InputError
+from cryoprob.inference.config import FitConfig
 
 
 def test_options_override_the_file_and_set_overrides_both(tmp_path):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cryoprob.inference.schedule import Schedule
 from typer.testing import CliRunner
 
 from cryoprob.app.cli import app
 from cryoprob.app.estimate import estimate, product_rate
 from cryoprob.app.info import contrast_score
+from cryoprob.inference.schedule import Schedule
 from cryoprob.io.mrc import open_stack, write_stack
 from cryoprob.io.tables import read_particles, write_particles
 from cryoprob.particles import ParticleStack

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from problems import PIXEL_SIZE, some_optics
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import Insertion
@@ -9,7 +10,6 @@ from cryoprob.fourier.slices import Slicer
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.optics import ctf
-from problems import PIXEL_SIZE, some_optics
 
 F64 = torch.float64
 KERNELS = ["linear", "nearest"]

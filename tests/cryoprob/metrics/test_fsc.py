@@ -172,6 +172,17 @@ def test_a_tight_mask_is_corrected_for(halves, beads, draw, generator):
     assert abs(corrected) < 0.1
 
 
+def test_signal_under_a_mask_survives_the_correction(beads, draw, generator):
+    """White signal and noise of equal power: FSC 1/2, with or without the mask."""
+    mask = sphere(32, 12.0, 4.0).double()
+    noise = torch.randn(3, 32, 32, 32, generator=generator, dtype=torch.float64)
+    found = half_map_fsc(noise[0] + noise[1], noise[0] + noise[2], 1.0, mask, generator)
+    assert found.randomized is not None and found.randomized_from == 1
+    # shells 6 to 16: 22000 voxels, a third of them independent under the mask: sd 0.01
+    assert float(found.randomized[6:].mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(found.corrected[6:].mean()) == pytest.approx(0.5, abs=0.05)
+
+
 def test_without_a_mask_nothing_is_corrected(halves):
     found = half_map_fsc(*halves(5), 2.0)
     assert list(found.curves()) == ["fsc_corrected", "fsc_unmasked"] and found.box == 32

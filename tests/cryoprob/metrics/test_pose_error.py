@@ -70,6 +70,15 @@ def test_means_and_medians_differ(truth):
     assert error.median_rotation_deg < 1e-5
 
 
+def test_the_median_lies_in_the_middle(truth):
+    rotations = truth[0][:5]
+    angles = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]).double()
+    turn = roma.rotvec_to_rotmat(torch.deg2rad(angles)[:, None] * torch.eye(3).double()[0])
+    error = pose_error(turn @ rotations, None, rotations, None)
+    assert error.median_rotation_deg == pytest.approx(4.0)
+    assert error.mean_rotation_deg == pytest.approx(6.2)
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_the_map_s_motion_is_taken_out(truth, motion, mirrored):
     chosen = motion(mirrored)
@@ -146,6 +155,7 @@ def test_symmetric_poses_are_aligned(truth, motion, generator):
     found = align_poses(rotations, truth[0], group=group)
     assert float(angle_between(found.rotation, group @ chosen.rotation).min()) < 0.5
     error = pose_error(rotations, None, truth[0], None, found, group)
+    assert found.score == pytest.approx(-error.mean_rotation_deg)
     assert error.median_rotation_deg < 3.0  # chi of 3 components: median 1.54 degrees
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cryoprob.models.contrast import Contrast
-from cryoprob.models.noises.radial_noise import RadialNoise
 
 from cryoprob.checks import InputError
+from cryoprob.models.contrast import Contrast
+from cryoprob.models.noises.radial_noise import RadialNoise
 
 
 def test_spectrum_of_each_image(generator):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from cryoprob.models.poses.gaussian_shift import GaussianShift
 
 from cryoprob.checks import InputError
+from cryoprob.models.poses.gaussian_shift import GaussianShift
 
 F64 = torch.float64
 

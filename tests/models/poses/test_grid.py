@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from cryoprob.models.poses.grid import GridDistribution
 from scipy import stats
+
+from cryoprob.models.poses.grid import GridDistribution
 
 F64 = torch.float64
 

@@ -4,10 +4,10 @@ from math import cos, log, radians
 
 import pytest
 import torch
-from cryoprob.models.poses.uniform_rotation import UniformRotation
 
 from cryoprob.geometry.rotations import check_rotations, random_rotations
 from cryoprob.geometry.symmetry import point_group
+from cryoprob.models.poses.uniform_rotation import UniformRotation
 
 F64 = torch.float64
 

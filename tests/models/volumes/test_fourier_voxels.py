@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from cryoprob.models.volumes.fourier_voxels import FourierVoxels, SpectralGaussian
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
@@ -12,6 +11,7 @@ from cryoprob.checks import InputError
 from cryoprob.fourier.shells import shell_counts, shell_index_3d, shell_sum
 from cryoprob.fourier.transforms import fft3
 from cryoprob.geometry.rotations import random_rotations
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels, SpectralGaussian
 
 F64 = torch.float64
 
