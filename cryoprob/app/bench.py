@@ -227,11 +227,13 @@ def by_hand(problem: BenchProblem, batch: Batch) -> float:
     return float((scores.flatten(1).logsumexp(1) - (square + constant) / 2).double().sum())
 
 
-def run_bench(threads: int | None = None, n: int = 500, box: int = 64, radius: int = 16) -> None:
+def run_bench(
+    threads: int | None = None, n: int = 500, box: int = 64, radius: int = 16, order: int = 2
+) -> None:
     """Measure and print a table; about half a minute on two cores."""
     if threads:
         torch.set_num_threads(threads)
-    problem = made_up(n, box, radius)
+    problem = made_up(n, box, radius, order)
     rotations, shifts, numbers = problem.shapes
     say(
         f"{n} images of {box} x {box}, {rotations} rotations x {shifts} shifts, "

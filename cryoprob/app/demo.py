@@ -27,7 +27,7 @@ PIXEL_SIZE, BOX, SNR, IMAGES = 3.0, 32, 0.15, 600
 SCHEDULE = Schedule(starts=2, start_steps=60, start_images=100, max_iterations=10, max_order=3)
 """Short, for a small molecule that is easily found."""
 
-_SHOWN, _LOOKED_AT = 6, 40
+_SHOWN, _LOOKED_AT = 6, 24
 
 
 def run_demo(out: Path | None, seed: int | None, threads: int | None) -> None:

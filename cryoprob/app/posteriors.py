@@ -22,6 +22,9 @@ from cryoprob.types import Images, Rotations, Shifts
 
 __all__ = ["Directions", "Fitted", "moved_directions"]
 
+_BLOCK = 4
+"""Images whose scores over all poses are held at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Directions:
@@ -83,8 +86,10 @@ class Fitted:
 
     def directions(self, index: Tensor) -> Directions:
         """Where images ``index`` [n] are seen from, in-plane angles and shifts summed out."""
-        images = filter_images(self.model, self.stack, index)
-        weights = DenseGrid.of(self.model, self.volume).posterior(images).rotation_weights
+        grid = DenseGrid.of(self.model, self.volume)
+        parts = [index[low : low + _BLOCK] for low in range(0, len(index), _BLOCK)]
+        images = (filter_images(self.model, self.stack, part) for part in parts)
+        weights = torch.cat([grid.posterior(part).rotation_weights for part in images])
         prior = self.model.rotation
         assert isinstance(prior, RotationGridPrior)
         seen, place = torch.unique(prior.cells() // prior.grid.n_psi, return_inverse=True)

@@ -49,10 +49,10 @@ SEED = 1
 
 NOTES = """Same: images, truth low-passed to 40 A as start, HEALPix order 2 searched completely and
 refined once where 99.9 % of the mass lies (29 shifts of 10 A, refined to 5 A), band of each
-iteration, 300 A solvent ball of 5 px edge on the map, threads. No normalization or scale correction.
-Different: RELION masks the images too, takes an image's best pose (here: the mean around the mode),
-updates the map by a Wiener filter (here: exact M-step), and has a band of its own for the coarse
-pass."""
+iteration, 300 A solvent ball of 5 px edge on the map, threads. No normalization and no scale
+correction. Different: RELION masks the images too, takes an image's best pose (here: the mean
+around the mode), updates the map by a Wiener filter (here: exact M-step), and has a band of its own
+for the coarse pass."""
 
 
 @dataclass(frozen=True)

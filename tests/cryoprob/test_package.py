@@ -1,9 +1,9 @@
 """The package's own name: what it gives, and at what price."""
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_every_public_name_is_there():
     for name in cp.__all__:
         assert getattr(cp, name) is not None
     assert set(cp.__all__) <= set(dir(cp))
-    assert cp.metrics.fsc.fsc is cp.fsc
+    assert cp.metrics.align_maps is cp.align_maps
 
 
 def test_checkers_are_told_the_same_names():
@@ -37,8 +37,9 @@ def test_what_is_not_there_is_an_attribute_error():
 def test_import_takes_no_time_and_no_torch():
     code = "import sys, cryoprob; assert not {'torch', 'numpy', 'pyro'} & set(sys.modules)"
     best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         subprocess.run([sys.executable, "-c", code], check=True)
-        best = min(best, time.perf_counter() - began)
+        after = os.times()
+        best = min(best, sum(after[2:4]) - sum(before[2:4]))  # CPU seconds of children
     assert best < 0.5  # the bar of the design

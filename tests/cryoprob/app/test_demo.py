@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,10 @@ FIGURES = ("maps.png", "fsc.png", "evidence.png", "posteriors.png")
 def test_a_small_demo_leaves_every_file_and_says_what_to_look_at(tmp_path, monkeypatch, capsys):
     steps = {"starts": 1, "start_steps": 2, "max_iterations": 1, "max_order": 2}
     monkeypatch.setattr(demo, "SCHEDULE", replace(demo.SCHEDULE, start_images=20, **steps))
-    monkeypatch.setattr(demo, "IMAGES", 40)
-    demo.run_demo(tmp_path / "demo", 3, 1)
+    for name, value in {"IMAGES": 40, "BOX": 16, "PIXEL_SIZE": 6.0, "_LOOKED_AT": 6}.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.chdir(tmp_path)
+    demo.run_demo(Path("demo"), 3, 1)
     out = " ".join(capsys.readouterr().out.split())
     for name in (*FIGURES, "fit/volume.mrc", "fit/particles.star"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
