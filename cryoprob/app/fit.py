@@ -106,8 +106,12 @@ def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult
         with display() as observer:
             return run_fit(config, out, resume=resume, observer=observer)
     except KeyboardInterrupt:
+        if fresh:
+            _forget(out)
         raise Interrupted(_how_to_resume(out)) from None
     except OutputError as error:
+        if fresh:
+            _forget(out)
         remedy = f"{error.remedy} {_how_to_resume(out)}"
         told = {"expected": error.expected, "got": error.got, "remedy": remedy}
         raise OutputError(error.where, **told) from error
@@ -118,7 +122,7 @@ def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult
 
 
 def _how_to_resume(out: Path) -> str:
-    if not (out / "checkpoint.pt").exists():
+    if not (out / "config.toml").exists():
         return "Stopped before the first checkpoint: start again."
     command = join(["cryoprob", "fit", "--resume", "--out", str(out)])
     return f"Stopped. All finished steps are kept. Go on with: {command}"

@@ -31,8 +31,8 @@ class Interrupted(KeyboardInterrupt):
 def paragraph(text: str, stream: TextIO | None = None) -> None:
     """Print one paragraph, wrapped to the terminal, on standard error."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay in one piece
-    wrapped = textwrap.fill(" ".join(text.split()), width, **whole)
+    words = " ".join(text.split())  # and paths stay in one piece
+    wrapped = textwrap.fill(words, width, break_long_words=False, break_on_hyphens=False)
     print(wrapped, file=stream or sys.stderr, flush=True)
 
 

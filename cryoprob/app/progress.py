@@ -1,11 +1,13 @@
 """How a fit is watched: a live bar on a terminal, plain lines elsewhere."""
 
+from collections.abc import Iterator
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from cryoprob.app.words import console, duration, grid_spacing
 
@@ -121,40 +123,48 @@ class Plain(Display):
             self.print(line(record))
 
 
+class _Bar(Progress):
+    """A bar, below a line of text that moves with it."""
+
+    moving = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The line, if there is one, and the bar."""
+        if self.moving:
+            yield Text(self.moving)
+        yield self.make_tasks_table(self.tasks)
+
+
 class Live(Display):
     """A bar that moves, with the finished steps above it."""
 
-    _progress: Progress | None = None
+    _bar: _Bar | None = None
 
     def begin(self) -> None:
         """A new bar."""
-        if not self.brief:
-            self.print(f"[{self.name}]")
-            self.print(HEAD)
-        columns = ["{task.description}", "{task.fields[numbers]}", "{task.fields[left]}"]
-        words, numbers, left = (TextColumn(column) for column in columns)
-        count = MofNCompleteColumn()
-        self._progress = Progress(
-            words, BarColumn(20), count, numbers, left, console=self.console, transient=True
-        )
-        self._task = self._progress.add_task(self.name, total=self.steps, numbers="", left="")
-        self._progress.start()
+        self.print(HEAD)
+        columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn())
+        left = TextColumn("{task.fields[left]}")
+        self._bar = _Bar(*columns, left, console=self.console, transient=True)
+        self._task = self._bar.add_task(self.name, total=self.steps, left="")
+        self._bar.start()
 
     def show(self, record: dict[str, Any]) -> None:
-        """Move the bar; a line for each step of a short stage."""
-        assert self._progress is not None
-        if not self.brief:
+        """Move the bar; each step of a short stage stays, of a long one the last is seen."""
+        assert self._bar is not None
+        if self.brief:
+            self._bar.moving = line(record)
+        else:
             self.print(line(record))
-        numbers = f"{record['log_evidence']:.2f} nats/image, {record['resolution_A']:.1f} A"
         left = f"{duration(record.get('seconds_left'))} left"
-        done = record.get("count", self._progress.tasks[0].completed + 1)
-        self._progress.update(self._task, completed=done, numbers=numbers, left=left)
+        done = record.get("count", self._bar.tasks[0].completed + 1)
+        self._bar.update(self._task, completed=done, left=left)
 
     def finish(self) -> None:
         """Take the bar away."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
         super().finish()
 
 

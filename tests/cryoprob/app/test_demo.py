@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ FIGURES = ("maps.png", "fsc.png", "evidence.png", "posteriors.png")
 
 
 def test_a_small_demo_leaves_every_file_and_says_what_to_look_at(tmp_path, monkeypatch, capsys):
-    steps = {"starts": 1, "start_steps": 2, "max_iterations": 1, "max_order": 2}
+    steps = {"starts": 1, "start_steps": 2, "start_radius": 4, "max_iterations": 1, "max_order": 2}
     monkeypatch.setattr(demo, "SCHEDULE", replace(demo.SCHEDULE, start_images=20, **steps))
     for name, value in {"IMAGES": 40, "BOX": 16, "PIXEL_SIZE": 6.0, "_LOOKED_AT": 6}.items():
         monkeypatch.setattr(demo, name, value)
@@ -40,11 +39,9 @@ def test_each_demo_has_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_demo_finds_the_map(tmp_path):
-    began = time.perf_counter()
     command = [sys.executable, "-m", "cryoprob", "demo", "--out", str(tmp_path / "demo")]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     subprocess.run([*command, "--seed", "1"], check=True, env=environment)
     found = json.loads((tmp_path / "demo" / "fit" / "evaluation.json").read_text())
     assert found["resolution_05_A"] < 12  # 10.6 A with seeds 1 and 7
     assert found["median_rotation_deg"] < 10  # 6.5 degrees
-    assert time.perf_counter() - began < 300

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cryoprob.app.fit import configure, refuse_overwriting
-from cryoprob.checks import InputError
+from cryoprob.app.fit import configure, refuse_overwriting, watched
+from cryoprob.app.guard import Interrupted
+from cryoprob.checks import InputError, OutputError
 from cryoprob.inference.config import FitConfig
 
 
@@ -50,3 +51,48 @@ def test_results_are_not_overwritten(tmp_path, name):
     refuse_overwriting(tmp_path, True)
     with pytest.raises(InputError, match=f"{name}; nothing was changed"):
         refuse_overwriting(tmp_path, False)
+
+
+def failing(error):
+    """A run that writes its settings and fails."""
+
+    def run_fit(config, out, **options):
+        out.mkdir(exist_ok=True)
+        (out / "config.toml").write_text(config.to_toml())
+        raise error
+
+    return run_fit
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        InputError("image 3", expected="numbers", got="NaN"),
+        OutputError("volume.mrc", expected="room", got="none"),
+    ],
+    ids=["ctrl-c", "input", "output"],
+)
+def test_what_stopped_early_leaves_no_trace_and_what_got_far_is_kept(
+    tmp_path, monkeypatch, error, checkpoint
+):
+    out = tmp_path / "out"
+    if checkpoint:
+        out.mkdir()
+        (out / "checkpoint.pt").write_text("")
+    monkeypatch.setattr("cryoprob.inference.run.run_fit", failing(error))
+    with pytest.raises((InputError, Interrupted)) as caught:
+        watched(FitConfig("p.star", seed=1), out)
+    told = str(caught.value)
+    assert out.exists() == checkpoint
+    if type(error) is InputError:
+        assert caught.value is error
+    elif checkpoint:
+        assert told.endswith(f"All finished steps are kept. Go on with: {_command(out)}")
+    else:
+        assert told.endswith("Stopped before the first checkpoint: start again.")
+
+
+def _command(out):
+    return f"cryoprob fit --resume --out {out}"

@@ -89,11 +89,12 @@ def test_a_bar_on_a_terminal_counts_resumed_steps():
     with watcher:
         watcher.stage("refine", 30)
         watcher.step(record(8, count=8))
-        task = watcher._progress.tasks[0]
+        task = watcher._bar.tasks[0]
         assert (task.completed, task.total) == (8, 30)
         assert task.fields["left"] == "1 min 15 s left"
         watcher.stage("next", 100)
         watcher.step(record(1))
-        assert watcher._progress.tasks[0].completed == 1
+        assert watcher._bar.tasks[0].completed == 1
+        assert watcher._bar.moving == line(record(1))  # seen, but not kept
     assert line(record(8)) in out.getvalue()
-    assert watcher._progress is None
+    assert watcher._bar is None
