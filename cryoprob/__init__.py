@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cryoprob.geometry.shifts import ShiftGrid
     from cryoprob.inference.config import FitConfig
     from cryoprob.inference.e_step import e_step
+    from cryoprob.inference.fit import fit as fit
     from cryoprob.inference.guide import Guide
     from cryoprob.inference.result import FitResult
     from cryoprob.inference.run import run_fit
@@ -48,6 +49,7 @@ _HOMES = {
     "cryoprob.inference.e_step": "e_step",
     "cryoprob.inference.guide": "Guide",
     "cryoprob.inference.result": "FitResult",
+    "cryoprob.inference.fit": "fit",
     "cryoprob.inference.run": "run_fit",
     "cryoprob.inference.schedule": "Schedule",
     "cryoprob.inference.treatments.exact": "Exact",
@@ -104,6 +106,7 @@ __all__ = [
     "ctf",
     "density",
     "e_step",
+    "fit",
     "fsc",
     "half_map_fsc",
     "pose_error",

@@ -1,16 +1,17 @@
 """The one loop: step, look, save, until done; a killed run goes on from its last checkpoint."""
 
 from collections.abc import Callable
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from cryoprob.checks import InputError
+from cryoprob.checks import InputError, OutputError
 from cryoprob.io.files import replacing
 
-__all__ = ["Observer", "Quiet", "load_checkpoint", "run_loop", "save_checkpoint"]
+__all__ = ["Logged", "Observer", "Quiet", "load_checkpoint", "run_loop", "save_checkpoint"]
 
 
 class Observer(Protocol):
@@ -37,6 +38,37 @@ class Quiet:
 
     def note(self, text: str) -> None:
         """Ignored."""
+
+
+class Logged:
+    """An observer that hands on what it sees and writes it to a file, a line each."""
+
+    def __init__(self, inner: Observer, path: Path) -> None:
+        self.inner, self.path = inner, path
+
+    def stage(self, name: str, steps: int) -> None:
+        """Log and hand on."""
+        self._write(f"{name}, at most {steps} steps")
+        self.inner.stage(name, steps)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Log and hand on."""
+        numbers = (f"{key} {value:.6g}" for key, value in record.items() if _is_number(value))
+        self._write(", ".join(numbers))
+        self.inner.step(record)
+
+    def note(self, text: str) -> None:
+        """Log and hand on."""
+        self._write(text)
+        self.inner.note(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            with self.path.open("a") as stream:
+                stream.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        except OSError as error:
+            got = error.strerror or str(error)
+            raise OutputError(str(self.path), expected="a place to write", got=got) from error
 
 
 class Algorithm(Protocol):
@@ -102,6 +134,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         got = f"{type(error).__name__}"
         raise InputError(str(path), expected="a checkpoint", got=got, remedy=remedy) from error
     return content
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _guard(record: dict[str, Any], stage: str) -> None:

@@ -69,7 +69,8 @@ class FitResult:
             self._write_particles(out / "particles.star", stack)
         write_metrics(out / "metrics.jsonl", self.history)
         with replacing(out / "posterior.nc") as temporary:
-            self._tree().to_netcdf(temporary, engine="h5netcdf")
+            # through memory: HDF5 itself crashes on a full disk
+            temporary.write_bytes(self._tree().to_netcdf(engine="h5netcdf"))
 
     def to_arviz(self) -> Any:
         """Groups posterior, sample_stats and log_likelihood, with named dims, for ArviZ."""

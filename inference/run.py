@@ -16,7 +16,14 @@ from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.em import EMState, ExactEM, Half
 from cryoprob.inference.finish import finish
-from cryoprob.inference.loop import Observer, Quiet, load_checkpoint, run_loop, save_checkpoint
+from cryoprob.inference.loop import (
+    Logged,
+    Observer,
+    Quiet,
+    load_checkpoint,
+    run_loop,
+    save_checkpoint,
+)
 from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
 from cryoprob.io.files import replacing
@@ -42,11 +49,14 @@ def run_fit(
     """
     folder = Path(out)
     threads = torch.get_num_threads()
-    _open_folder(folder, config, resume)
+    _check_folder(folder, config, resume)
     try:
         if config.threads:
             torch.set_num_threads(config.threads)
-        return _Run(config, folder, observer or Quiet(), resume)()
+        run = _Run(config, folder, observer or Quiet(), resume)
+        _open_folder(folder, config)
+        run.observer = Logged(run.observer, folder / "log.txt")
+        return run()
     finally:
         torch.set_num_threads(threads)
 
@@ -210,8 +220,8 @@ class _Run:
         return sorted((start.log_evidence for start in starts.starts), reverse=True)
 
 
-def _open_folder(folder: Path, config: FitConfig, resume: bool) -> None:
-    """Make the folder and its config.toml, or find that it holds this fit to be resumed."""
+def _check_folder(folder: Path, config: FitConfig, resume: bool) -> None:
+    """Find that the folder is free, or that it holds the fit to be resumed; change nothing."""
     settings = folder / "config.toml"
     if settings.exists():
         require(
@@ -236,6 +246,13 @@ def _open_folder(folder: Path, config: FitConfig, resume: bool) -> None:
         got="no config.toml",
         remedy="Leave out --resume to start.",
     )
+
+
+def _open_folder(folder: Path, config: FitConfig) -> None:
+    """Make the folder and its config.toml, unless they are there."""
+    settings = folder / "config.toml"
+    if settings.exists():
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import cryoprob as cp
 from cryoprob.checks import InputError, OutputError
+from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
@@ -248,3 +250,28 @@ def test_maps_have_no_time_stamp(experiment, tmp_path):
     with mrcfile.open(tmp_path / "fit" / "volume.mrc") as opened:
         assert opened.header.map == b"MAP "
         assert b"20" not in np.asarray(opened.header.label)[0]
+
+
+def test_the_same_fit_without_files(experiment):
+    """A model and guide of one's own, through ``cp.fit``: the evidence rises, the result is whole."""
+    stack = cp.ParticleStack.read(experiment.particles)
+    volume, _ = read_map(experiment.truth_map)
+    model = build_model(stack, QUICK, image_power(stack), radius=3)
+    guide = build_guide(model, volume, QUICK, stack, "ignore")
+    result = cp.fit(model, guide, stack, seed=1, schedule=QUICK)
+    evidence = [record["log_evidence"] for record in result.history]
+    assert evidence[-1] > evidence[0]
+    assert result.posterior.rotation.shape == (COUNT, 3, 3)
+
+
+def test_the_log_tells_every_step(experiment, tmp_path):
+    settings = config(experiment, reference=str(experiment.truth_map))
+    run_fit(settings, tmp_path / "fit")
+    lines = (tmp_path / "fit" / "log.txt").read_text().splitlines()
+    assert sum("log_evidence" in line for line in lines) == QUICK.max_iterations
+
+
+def test_bad_input_leaves_no_folder(experiment, tmp_path):
+    with pytest.raises(InputError, match="rlnAngle|pose|rotation"):
+        run_fit(config(experiment, poses="known"), tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
