@@ -44,13 +44,22 @@ class ImageLikelihood(TorchDistribution):
         Noise variance per shell, [*, S].
     band
         The band of the observed images, M coefficients; values are [*, M] complex.
+    shape
+        Batch shape to broadcast to.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.independent(constraints.real, 1)
 
     def __init__(
-        self, slices: Coefficients, phase: Tensor, ctf: Tensor, sigma2: Tensor, band: Band
+        self,
+        slices: Coefficients,
+        phase: Tensor,
+        ctf: Tensor,
+        sigma2: Tensor,
+        band: Band,
+        *,
+        shape: Sizes = (),
     ) -> None:
         self.slices, self.phase, self.ctf, self.sigma2, self.band = (
             slices,
@@ -60,16 +69,15 @@ class ImageLikelihood(TorchDistribution):
             band,
         )
         parts = (slices, phase, ctf, sigma2)
-        batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts), shape)
         super().__init__(batch, torch.Size([len(band)]), validate_args=False)
 
     def expand(
         self, batch_shape: Sizes, _instance: "ImageLikelihood | None" = None
     ) -> "ImageLikelihood":
-        """The same distribution over a larger batch (the factors stay as they are)."""
-        shape = (*batch_shape, self.sigma2.shape[-1])
-        sigma2 = self.sigma2.expand(shape)
-        return ImageLikelihood(self.slices, self.phase, self.ctf, sigma2, self.band)
+        """The same distribution over a larger batch; the factors stay as small as they are."""
+        parts = (self.slices, self.phase, self.ctf, self.sigma2, self.band)
+        return ImageLikelihood(*parts, shape=batch_shape)
 
     def log_prob(self, value: Coefficients) -> Tensor:
         """Log density in nats of images [*, M], constants included, [*batch]."""
@@ -78,7 +86,8 @@ class ImageLikelihood(TorchDistribution):
         filtered = value[..., :inside] * (self.ctf * precision) * self.phase.conj()
         cross = _contract(_reals(filtered), _reals(self.slices))
         energy = _contract(self.ctf**2 * precision, self.slices.abs() ** 2)
-        return self._noise_only(value) + cross - energy / 2
+        found = self._noise_only(value) + cross - energy / 2
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
     def rsample(self, sample_shape: Sizes = torch.Size()) -> Coefficients:
         """Draw images, [*sample, *batch, M] complex."""

@@ -200,3 +200,17 @@ def test_nothing_of_images_times_poses_times_pixels(generator, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     found.log_prob(parts.images(N))
     assert sizes and max(sizes) <= 20 * N * 2 * len(parts.inner)
+
+
+def test_a_larger_batch_keeps_its_factors_small():
+    """Expanding (as Pyro's plates do) copies nothing: no image x pose x pixel tensor exists."""
+    band = full_band(8)
+    inside = len(band.prefix(3))
+    slices = torch.randn(5, 1, inside, dtype=torch.complex128)
+    phase = torch.ones(3, 1, 1, inside, dtype=torch.complex128)
+    ctf, sigma2 = torch.ones(2, inside).double(), torch.ones(2, band.n_shells).double()
+    small = ImageLikelihood(slices, phase, ctf, sigma2, band)
+    large = small.expand(torch.Size([4, 3, 5, 2]))
+    assert large.sigma2.shape == (2, band.n_shells) and large.batch_shape == (4, 3, 5, 2)
+    image = torch.randn(2, len(band), dtype=torch.complex128)
+    assert torch.equal(large.log_prob(image)[1], small.log_prob(image))
