@@ -3,8 +3,8 @@
 Each start is a back-projection at random poses; stochastic EM steps on small random subsets
 follow, with a growing band, a solvent mask, damped negative density and a noise spectrum that
 starts at the images' power; then a few full EM steps. The starts are ranked by their exact log
-evidence on the same images and band. cryoSPARC's ab initio (Punjani 2017) with exact posteriors;
-measured in DESIGN.md section 4.
+evidence on the same images and band. cryoSPARC's ab initio (Punjani 2017) with exact
+posteriors; success rates are in tests/benchmarks/RESULTS.md.
 """
 
 from dataclasses import dataclass, field

@@ -69,7 +69,7 @@ def build_model(
     """A particle model whose noise starts at the images' own power.
 
     While the map explains nothing the noise explains all: the likelihood is tempered, most where
-    the signal is strongest, and it sharpens by itself as the map improves (DESIGN.md, section 4).
+    the signal is strongest, and it sharpens by itself as the map improves.
     """
     floor = 1e-3 * float(power.mean())
     sigma2 = power.clamp(min=floor).to(device, dtype)

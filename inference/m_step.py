@@ -100,8 +100,8 @@ def posterior_sample(
 ) -> Maps:
     """An approximate posterior draw of the map at the E-step's weights, [D, D, D].
 
-    Noise is drawn with the diagonal precision in Fourier space (SYSTEMS: the mean-field posterior
-    whose precision is the weights plus the prior's).
+    Noise is drawn with the diagonal precision in Fourier space, which is the mean-field
+    posterior's: the weights plus the prior's precision.
     """
     volume = solution.volume
     white = torch.randn(volume.shape, generator=generator, dtype=torch.float64).to(volume)
