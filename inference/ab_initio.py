@@ -19,8 +19,8 @@ from cryoprob.inference.build import build_model
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.em import Half, pack_half, unpack_half
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.levels import Level
 from cryoprob.inference.m_step import solve_volume, update_noise
-from cryoprob.inference.regions import Level
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.treatments.exact import Exact

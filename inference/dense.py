@@ -11,8 +11,9 @@ import roma
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.bands import Band
 from cryoprob.inference.filtered import Filtered
-from cryoprob.inference.regions import Level
+from cryoprob.inference.levels import Level
 from cryoprob.inference.statistics import PosteriorSummary, reals
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
@@ -38,6 +39,8 @@ class DenseGrid:
         Log prior masses, [Q] and [T].
     spacing_deg
         Angular spacing of the rotations.
+    band
+        Of the slices.
     """
 
     rotations: Tensor
@@ -48,6 +51,7 @@ class DenseGrid:
     log_rotation: Tensor
     log_shift: Tensor
     spacing_deg: float
+    band: Band
 
     @classmethod
     def of(cls, model: ParticleModel, volume: Tensor) -> "DenseGrid":
@@ -64,7 +68,8 @@ class DenseGrid:
         masses = (rotation.log_mass, shift.log_mass)
         energy = slices.abs().square_().div_(2)
         spacing = level.rotation.grid.spacing_deg
-        return cls(rotation.points, slices, energy, phase, shift.points, *masses, spacing)
+        poses = rotation.points, slices, energy, phase, shift.points
+        return cls(*poses, *masses, spacing, slicer.band)
 
     def posterior(self, images: Filtered) -> "DensePosterior":
         """Posterior of a block of images over every pose of the grid."""

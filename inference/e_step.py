@@ -6,15 +6,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cryoprob.checks import InputError, require
+from cryoprob.checks import InputError
 from cryoprob.fourier.normal import Insertion
 from cryoprob.geometry.symmetry import point_group
-from cryoprob.inference.candidates import Candidates, smallest_set
+from cryoprob.inference.candidates import Candidates, Keep, smallest_set
 from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.filtered import Filtered, filter_images
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.pruned import PrunedPass
-from cryoprob.inference.regions import Level
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
@@ -23,10 +23,12 @@ from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
-__all__ = ["e_step", "levels"]
+__all__ = ["e_step"]
 
 _CHUNK_BYTES = 2**28
 _CHUNK_IMAGES = 2048
+_SUMMED = Keep(1 - 1e-4)
+"""Posterior mass that goes into the sums of a pruned search; its evidence has all of it."""
 
 
 def e_step(
@@ -57,26 +59,6 @@ def e_step(
             statistics.add_power(images, model.noise.sigma2)
             run(images, statistics)
     return statistics
-
-
-def levels(model: ParticleModel, coarse_order: int) -> list[Level]:
-    """Grids from ``coarse_order`` to the model's own, each with the band it can resolve.
-
-    A step of the rotation grid moves the rim of a particle of radius 0.4 box by ``step * radius``;
-    shells finer than 1.2 over that are left to the finer levels (RELION's rule).
-    """
-    found = [Level.of(model)]
-    rotation, shift = found[0].rotation, found[0].shift
-    while rotation.order > coarse_order:
-        got = f"{shift.grid.level} refinements of the shift grid"
-        remedy = "Discretize the shift with refine= the number of finer rotation orders."
-        expected = f"{found[-1].rotation.order - coarse_order} or more"
-        require(shift.grid.level > 0, "shift prior", expected=expected, got=got, remedy=remedy)
-        rotation, shift = rotation.coarser(), shift.coarser()
-        step = torch.deg2rad(torch.tensor(rotation.grid.spacing_deg))
-        radius = int(torch.ceil(1.2 / (step * 0.4)))
-        found.insert(0, Level(rotation, shift, min(radius, model.band.radius)))
-    return found
 
 
 def _route(model: ParticleModel, guide: Guide) -> Callable[[Filtered, Statistics], None]:
@@ -147,39 +129,42 @@ def _pruned(
     model: ParticleModel, volume: Tensor, exact: Exact, images: Filtered, to: Statistics
 ) -> None:
     """Search coarse to fine, keeping the smallest sets of the treatment's mass at each level."""
-    *steps, fine = levels(model, exact.coarse_order)
+    *steps, fine = levels(model, volume, exact.coarse_order)
     size = exact.block_bytes
     if not steps:
         _dense(model, volume, fine, size, images, to)
         return
-    candidates = _coarse(model, exact, volume, steps[0], images)
+    assert exact.mass is not None
+    keep = Keep(exact.mass, exact.least, max(1, exact.least // 4))
+    candidates = _coarse(model, keep, size, volume, steps[0], images)
     for level in steps[1:]:
-        kept = PrunedPass(model, volume, level, images, candidates, size).scan(exact.mass)
-        assert kept is not None
-        candidates = kept
+        candidates = PrunedPass(model, volume, level, images, candidates, size).scan(keep)
     search = PrunedPass(model, volume, fine, images, candidates, size)
-    search.scan(None)
-    search.collect(to)
+    search.collect(search.scan(Keep(1.0) if exact.mass == 1 else _SUMMED), to)
 
 
 def _coarse(
-    model: ParticleModel, exact: Exact, volume: Tensor, level: Level, images: Filtered
+    model: ParticleModel,
+    keep: Keep,
+    block_bytes: int,
+    volume: Tensor,
+    level: Level,
+    images: Filtered,
 ) -> Candidates:
     """Candidates of the coarsest level, searched completely."""
     grid = DenseGrid.at(model, volume, level)
-    assert exact.mass is not None
-    share = 1 - (1 - exact.mass) / 2
-    size = max(1, exact.block_bytes // (4 * len(grid.shifts) * len(grid.rotations)))
+    size = max(1, block_bytes // (4 * len(grid.shifts) * len(grid.rotations)))
     cells, found, by_shift = level.rotation.cells(), [], []
     for part in blocks(len(images), size):
-        posterior = grid.posterior(images.take(part))
-        row, place = torch.nonzero(smallest_set(posterior.rotation_weights, share), as_tuple=True)
+        posterior = grid.posterior(level.view(images.take(part), grid.band))
+        kept = smallest_set(posterior.rotation_weights, keep.share, keep.rotations)
+        row, place = torch.nonzero(kept, as_tuple=True)
         found.append((row + part.start, cells[place]))
         by_shift.append(posterior.shift_weights)
     shift_mass = torch.cat(by_shift)
     every = torch.arange(shift_mass.shape[1]).expand_as(shift_mass)
     row, cell = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Candidates.of(row, cell, shift_mass, every, share)
+    return Candidates.of(level.rotation.order, row, cell, shift_mass, every, keep)
 
 
 def _local(
@@ -194,8 +179,7 @@ def _local(
     """Search the cells near given poses."""
     candidates = _neighborhood(fine, rotation, shift, images)
     search = PrunedPass(model, volume, fine, images, candidates, rotation.block_bytes)
-    search.scan(None)
-    search.collect(to)
+    search.collect(search.scan(_SUMMED), to)
 
 
 def _neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> Candidates:
@@ -208,7 +192,7 @@ def _neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> 
     reach = max(moves.radius, shift.grid.step_A)
     inside = (away <= torch.maximum(away.amin(1, keepdim=True), away.new_tensor(reach))).to(away)
     every = torch.arange(inside.shape[1]).expand(inside.shape)
-    return Candidates.of(row, torch.cat(near), inside, every, 1.0)
+    return Candidates.of(rotation.order, row, torch.cat(near), inside, every, Keep(1.0))
 
 
 def _known(

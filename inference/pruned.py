@@ -12,15 +12,19 @@ import roma
 import torch
 from torch import Tensor
 
-from cryoprob.inference.candidates import Candidates, smallest_set
+from cryoprob.inference.candidates import Candidates, Keep, smallest_pairs
 from cryoprob.inference.dense import within
 from cryoprob.inference.filtered import Filtered
-from cryoprob.inference.regions import Level, Region, regions
+from cryoprob.inference.levels import Level
+from cryoprob.inference.regions import Region, regions
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
 
 __all__ = ["PrunedPass"]
+
+_NEGLIGIBLE = 40.0
+"""Nats below the sum so far at which a cell is forgotten at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +67,10 @@ class PrunedPass:
         candidates: Candidates,
         block_bytes: int,
     ) -> None:
-        self.model, self.volume, self.level = model, volume, level
-        self.images, self.candidates, self.block_bytes = images, candidates, block_bytes
+        self.model, self.level, self.block_bytes = model, level, block_bytes
         self.slicer = model.linear_volume.slicer_at(level.radius)
-        self.shift = candidates.child_shifts()
+        self.grid = self.slicer.transform(volume)
+        self.images = level.view(images, self.slicer.band)
         self.points = _padded(level.shift.points(), 0)
         self.log_shift = _padded(level.shift.log_mass(), -torch.inf)
         self.log_rotation = float(level.rotation.log_mass)
@@ -75,10 +79,11 @@ class PrunedPass:
         self.log_sum = torch.full_like(images.noise_only, -torch.inf)
         self.peak = self.log_sum.clone()
         self.best = torch.zeros_like(images.index)
+        self._look_at(candidates)
 
-    def scan(self, keep: float | None) -> Candidates | None:
-        """Sum out the poses; with ``keep``, return the smallest sets that hold this mass."""
-        marginals: list[tuple[Tensor, Tensor, Tensor]] = []
+    def scan(self, keep: Keep) -> Candidates:
+        """Sum out the poses; return the cells of this level that ``keep`` asks for."""
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         by_shift = self.log_sum.new_full(self.shift.shape, -torch.inf)
         for region in self._regions():
             for scores in self._scores(region):
@@ -86,15 +91,18 @@ class PrunedPass:
                 weights = scores.logits.sub_(top[:, None, None]).exp_()
                 by_rotation = weights.sum(1).log_().add_(top[:, None])
                 self._note(scores.rows, region.cells, by_rotation)
-                if keep is not None:
-                    marginals.append((scores.rows, region.cells, by_rotation))
-                    shifts = weights.sum(2).double().log_().add_(top[:, None])
-                    width = (scores.rows, slice(0, shifts.shape[1]))
-                    by_shift[width] = torch.logaddexp(by_shift[width], shifts)
-        return None if keep is None else self._select(marginals, by_shift, keep)
+                shifts = weights.sum(2).double().log_().add_(top[:, None])
+                width = (scores.rows, slice(0, shifts.shape[1]))
+                by_shift[width] = torch.logaddexp(by_shift[width], shifts)
+                pairs.append(self._possible(scores.rows, region.cells, by_rotation))
+        return self._select(pairs, by_shift, keep)
 
-    def collect(self, statistics: Statistics) -> None:
-        """Add the M-step sums and write the images' summaries; :meth:`scan` comes first."""
+    def collect(self, candidates: Candidates, statistics: Statistics) -> None:
+        """Add the M-step sums and write the images' summaries.
+
+        Over ``candidates`` of this level, which :meth:`scan` returned.
+        """
+        self._look_at(candidates)
         moments = _Moments(self)
         for region in self._regions():
             groups = self.images.group[region.rows]
@@ -112,20 +120,24 @@ class PrunedPass:
 
     @property
     def log_evidence(self) -> Tensor:
-        """Log p(image | volume) over the poses looked at, [n] (float64); after :meth:`scan`."""
+        """Log p(image | volume) over the poses scanned, [n] (float64)."""
         return self.images.noise_only + self.log_sum
 
+    def _look_at(self, candidates: Candidates) -> None:
+        self.candidates = candidates
+        self.shift = candidates.shifts_at(self.level.rotation.order)
+
     def _regions(self) -> Iterator[Region]:
-        return regions(self.level, self.candidates, self.slicer, self.volume)
+        return regions(self.level, self.candidates, self.slicer, self.grid)
 
     def _scores(self, region: Region) -> Iterator[_Scores]:
         """Score a region in blocks of images of like numbers of shifts."""
         counts = (self.shift[region.rows] >= 0).sum(1)
         counts, order = counts.sort(descending=True, stable=True)
-        region, start = region.take(order), 0
+        region, start, numbers = region.take(order), 0, 2 * len(self.slicer.band)
         while start < len(order):
             width = int(counts[start])
-            size = max(1, self.block_bytes // (4 * width * len(region.cells)))
+            size = max(1, self.block_bytes // (4 * width * (len(region.cells) + numbers)))
             yield self._score(region.take(slice(start, start + size)), width)
             start += size
 
@@ -147,13 +159,14 @@ class PrunedPass:
     ) -> None:
         """Turn scores into posterior weights and add them to the sums of a region."""
         log_sum = self.log_sum[scores.rows].to(weight)
-        logits = scores.logits
-        weights = (logits - log_sum[:, None, None]).exp_()
+        relative = scores.logits.sub_(log_sum[:, None, None])
+        weights = relative.exp()
         reals(numerator).addmm_(weights.flatten(0, 1).T, scores.filtered)
         by_rotation = weights.sum(1)
         weight.addmm_(by_rotation.T, scores.transfer)
-        safe = torch.where(weights > 0, logits, 0)
-        to.add(scores, region, by_rotation, weights.sum(2), (weights * safe).sum((1, 2)))
+        safe = relative.masked_fill_(weights == 0, 0)
+        log_weight = torch.linalg.vecdot(weights.flatten(1), safe.flatten(1))
+        to.add(scores, region, by_rotation, weights.sum(2), log_weight)
 
     def _note(self, rows: Tensor, cells: Tensor, by_rotation: Tensor) -> None:
         """Remember the sum over poses and the best rotation of each image."""
@@ -164,17 +177,23 @@ class PrunedPass:
         self.peak[rows] = torch.where(better, peak, self.peak[rows])
         self.best[rows] = torch.where(better, cells[place], self.best[rows])
 
+    def _possible(
+        self, rows: Tensor, cells: Tensor, by_rotation: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs (image, cell) of a block that may still be kept, and their log mass."""
+        near = by_rotation > self.log_sum[rows, None] - _NEGLIGIBLE
+        row, column = near.nonzero(as_tuple=True)
+        return rows[row], cells[column], by_rotation[row, column]
+
     def _select(
-        self, marginals: list[tuple[Tensor, Tensor, Tensor]], by_shift: Tensor, keep: float
+        self, pairs: list[tuple[Tensor, Tensor, Tensor]], by_shift: Tensor, keep: Keep
     ) -> Candidates:
-        share = 1 - (1 - keep) / 2
-        row = torch.cat([r[:, None].expand_as(m).flatten() for r, _, m in marginals])
-        cell = torch.cat([c.expand_as(m).flatten() for _, c, m in marginals])
-        value = torch.cat([m.flatten() for _, _, m in marginals]).double()
-        weight = (value - self.log_sum[row]).exp()
-        kept = _smallest_sets(row, weight, len(self.images), share)
+        row, cell, value = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        weight = (value.double() - self.log_sum[row]).exp()
+        kept = smallest_pairs(row, weight, len(self.images), keep.share, keep.rotations)
         shift_mass = (by_shift - self.log_sum[:, None]).exp()
-        return Candidates.of(row[kept], cell[kept], shift_mass, self.shift, share)
+        order = self.level.rotation.order
+        return Candidates.of(order, row[kept], cell[kept], shift_mass, self.shift, keep)
 
 
 class _Moments:
@@ -185,12 +204,18 @@ class _Moments:
         like = owner.images.transfer[:, 0]
         self.turn = like.new_zeros(len(like), 9)
         self.shift = like.new_zeros(len(like), 2)
-        self.logit, self.energy, self.log_shift = (torch.zeros_like(like) for _ in range(3))
+        self.mass, self.log_weight = torch.zeros_like(like), torch.zeros_like(like)
+        self.energy, self.log_shift = torch.zeros_like(like), torch.zeros_like(like)
         self.shift_power = torch.zeros((), dtype=torch.float64, device=like.device)
         self.modes = owner.level.rotation.matrices(owner.best)
 
     def add(
-        self, scores: _Scores, region: Region, by_rotation: Tensor, by_shift: Tensor, logit: Tensor
+        self,
+        scores: _Scores,
+        region: Region,
+        by_rotation: Tensor,
+        by_shift: Tensor,
+        log_weight: Tensor,
     ) -> None:
         """Add one block of weights, summed over shifts [n, C] and over rotations [n, T]."""
         rows, owner = scores.rows, self.owner
@@ -199,7 +224,8 @@ class _Moments:
         self.turn[rows] += (by_rotation * near) @ region.rotations.flatten(1)
         points, log_shift = owner.points[scores.shift], owner.log_shift[scores.shift]
         self.shift[rows] += (by_shift[..., None] * points).sum(1)
-        self.logit[rows] += logit
+        self.mass[rows] += by_rotation.sum(1)
+        self.log_weight[rows] += log_weight
         self.log_shift[rows] += torch.where(by_shift > 0, by_shift * log_shift, 0).sum(1)
         self.energy[rows] += 2 * torch.linalg.vecdot(by_rotation, scores.energy)
         self.shift_power += (by_shift * (points**2).sum(-1)).double().sum()
@@ -207,14 +233,15 @@ class _Moments:
     def summary(self) -> PosteriorSummary:
         """The chunk's posterior in a few numbers per image."""
         owner = self.owner
-        prior = self.log_shift + owner.log_rotation
+        prior = self.log_shift + self.mass * owner.log_rotation
+        logit = self.log_weight + self.mass * owner.log_sum
         return PosteriorSummary(
             log_evidence=owner.log_evidence,
             rotation=roma.special_procrustes(self.turn.reshape(-1, 3, 3)),
-            shift=self.shift,
+            shift=self.shift / self.mass[:, None],
             probability=(owner.peak - owner.log_sum).exp(),
-            entropy=(owner.log_sum - self.logit).clamp(min=0),
-            cross=self.logit - prior + self.energy / 2,
+            entropy=(-self.log_weight).clamp(min=0),
+            cross=logit - prior + self.energy / 2,
             energy=self.energy,
         )
 
@@ -222,17 +249,3 @@ class _Moments:
 def _padded(values: Tensor, fill: float) -> Tensor:
     """Values with one more entry at the end, which index -1 finds."""
     return torch.cat([values, torch.full_like(values[:1], fill)])
-
-
-def _smallest_sets(row: Tensor, weight: Tensor, count: int, mass: float) -> Tensor:
-    """Mask [K] of each row's smallest set of pairs that holds ``mass`` of its weight."""
-    order = torch.argsort(weight, descending=True, stable=True)
-    order = order[torch.argsort(row[order], stable=True)]
-    sizes = torch.bincount(row, minlength=count)
-    start = torch.cumsum(sizes, 0) - sizes
-    place = torch.arange(len(row), device=row.device) - start[row[order]]
-    table = weight.new_zeros(count, int(sizes.max()))
-    table[row[order], place] = weight[order]
-    kept = torch.zeros_like(row, dtype=torch.bool)
-    kept[order] = smallest_set(table, mass)[row[order], place]
-    return kept

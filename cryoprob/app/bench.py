@@ -21,8 +21,8 @@ from cryoprob.inference.dense import DenseGrid
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.filtered import Filtered, filter_images
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.levels import Level
 from cryoprob.inference.m_step import solve_volume, update_noise, update_tau2
-from cryoprob.inference.regions import Level
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.statistics import reals
 from cryoprob.inference.treatments.exact import Exact

@@ -7,7 +7,6 @@ for the numerators); then every product with the normal matrix costs 27 shifted 
 many slices there were.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 
@@ -83,8 +82,7 @@ class Insertion:
 
     Notes
     -----
-    Memory: 43 numbers per grid cell (16 of numerators, 27 of weights), in ``8 * reach^3`` cells;
-    the two are summed by a thread each.
+    Memory: 43 numbers per grid cell (16 of numerators, 27 of weights), in ``8 * reach^3`` cells.
     """
 
     def __init__(self, slicer: Slicer, group: Rotations | None = None) -> None:
@@ -104,20 +102,12 @@ class Insertion:
             self._add(numerator, weight, rotations @ element)
 
     def _add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
-        chunks = [slice(i, i + _CHUNK) for i in range(0, len(rotations), _CHUNK)]
-
-        def add_numerators() -> None:
-            for chunk in chunks:
-                self._insert_numerators(numerator[chunk], rotations[chunk])
-
-        def add_weights() -> None:
-            for chunk in chunks:
-                self._insert_weights(weight[chunk], rotations[chunk])
-
-        jobs = (add_numerators, add_weights)
-        with ThreadPoolExecutor(min(2, torch.get_num_threads())) as pool:
-            for job in [pool.submit(job) for job in jobs]:
-                job.result()
+        for start in range(0, len(rotations), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            corner, f, flipped = self._place(rotations[part])
+            cell = self._cell(corner)
+            self._numerators.index_add_(0, cell, self._shares(numerator[part], f, flipped))
+            self._weights.index_add_(0, cell, self._products(weight[part], f))
 
     def equations(self) -> NormalEquations:
         """The normal equations of everything inserted so far."""
@@ -132,20 +122,20 @@ class Insertion:
         stencil[0] = weights[0]
         return NormalEquations(self.slicer, right, stencil)
 
-    def _insert_numerators(self, numerator: Coefficients, rotations: Rotations) -> None:
-        corner, f, flipped = self._place(rotations)
+    def _shares(self, numerator: Coefficients, f: Tensor, flipped: Tensor) -> Tensor:
+        """What each sample adds to the numerators of its cell, [points, 16 or 2]."""
         scale = self.slicer.weight
         sign = torch.where(flipped, -scale, scale)
         real = (numerator.real * scale).reshape(-1)
         imaginary = (numerator.imag * sign).reshape(-1)
         rows = _corners(f, real, imaginary) if self._linear else torch.stack([real, imaginary])
-        self._numerators.index_add_(0, self._cell(corner), rows.T.contiguous())
+        return rows.T.contiguous()
 
-    def _insert_weights(self, weight: Tensor, rotations: Rotations) -> None:
-        corner, f, _ = self._place(rotations)
+    def _products(self, weight: Tensor, f: Tensor) -> Tensor:
+        """What each sample adds to the weights of its cell, [points, 27 or 1]."""
         weight = (weight * self.slicer.weight**2).reshape(-1)
         rows = _moments(f, weight) if self._linear else weight[None]
-        self._weights.index_add_(0, self._cell(corner), rows.T.contiguous())
+        return rows.T.contiguous()
 
     def _place(self, rotations: Rotations) -> tuple[Tensor, Tensor, Tensor]:
         """Cells and fractions (x, y, z) [3, points], and where the conjugate was taken [Q, M]."""

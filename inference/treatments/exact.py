@@ -18,6 +18,10 @@ class Exact(Treatment):
     mass
         Posterior mass kept at each coarser level of a coarse-to-fine search; None searches
         everything.
+    least
+        With ``mass``: rotation cells kept at least at each coarser level, the best ones, and a
+        quarter as many shifts. Coarse scores rank cells well but say too sharply how likely they
+        are: sets of a given mass alone lose whole modes.
     coarse_order
         Order of the coarsest rotation grid, searched completely (used with ``mass``).
     block_bytes
@@ -26,17 +30,24 @@ class Exact(Treatment):
     Raises
     ------
     InputError
-        If ``mass`` is not in (0, 1].
+        If ``mass`` is not in (0, 1] or ``least`` not positive.
     """
 
     enumerates = True
 
     def __init__(
-        self, mass: float | None = None, *, coarse_order: int = 2, block_bytes: int = 2**25
+        self,
+        mass: float | None = None,
+        *,
+        least: int = 32,
+        coarse_order: int = 2,
+        block_bytes: int = 2**23,
     ) -> None:
         super().__init__()
         require(mass is None or 0 < mass <= 1, "mass", expected="in (0, 1]", got=str(mass))
-        self.mass, self.coarse_order, self.block_bytes = mass, coarse_order, block_bytes
+        require(least > 0, "least", expected="a positive number of cells", got=str(least))
+        self.mass, self.least = mass, least
+        self.coarse_order, self.block_bytes = coarse_order, block_bytes
 
     def forward(self, site: str, batch: Batch) -> None:
         """Nothing: the model's own site is enumerated."""

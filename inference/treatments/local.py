@@ -23,7 +23,7 @@ class Local(Treatment):
     enumerates = True
     values: Tensor
 
-    def __init__(self, values: Tensor, radius: float, *, block_bytes: int = 2**25) -> None:
+    def __init__(self, values: Tensor, radius: float, *, block_bytes: int = 2**23) -> None:
         super().__init__()
         require(radius > 0, "radius of the local search", expected="> 0", got=str(radius))
         self.register_buffer("values", values)

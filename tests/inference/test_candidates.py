@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cryoprob.inference.candidates import Candidates, smallest_set
+from cryoprob.inference.candidates import Candidates, Keep, smallest_pairs, smallest_set
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -39,7 +39,37 @@ def test_shifts_are_padded_and_refined():
     mass = torch.tensor([[0.0, 0.6, 0.4], [0.0, 1.0, 0.0]])
     shift = torch.arange(3).expand(2, 3)
     row, cell = torch.tensor([0, 1]), torch.tensor([7, 9])
-    found = Candidates.of(row, cell, mass, shift, 0.99)
+    found = Candidates.of(1, row, cell, mass, shift, Keep(0.98))
     assert found.shift.tolist() == [[1, 2], [1, -1]]
     wanted = [[4, 5, 6, 7, 8, 9, 10, 11], [4, 5, 6, 7, -1, -1, -1, -1]]
-    assert found.child_shifts().tolist() == wanted
+    assert found.shifts_at(2).tolist() == wanted
+    assert found.shifts_at(1) is found.shift
+
+
+def test_never_fewer_than_the_least(generator):
+    weights = torch.randn(20, 50, generator=generator).mul(8).softmax(1)
+    assert float(smallest_set(weights, 0.9).sum(1).min()) < 7
+    found = smallest_set(weights, 0.9, 7)
+    assert found.sum(1).min() == 7
+    # the best ones, and nothing is dropped that the mass asks for
+    seventh = weights.topk(7, 1).values[:, -1:]
+    assert found.equal(smallest_set(weights, 0.9) | (weights >= seventh))
+    few = torch.tensor([[0.5, 0.5, 0.0]])
+    assert smallest_set(few, 0.9, 10).tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize(("mass", "least"), [(0.5, 1), (0.999, 1), (0.9, 7), (1.0, 1)])
+def test_pairs_are_sets_in_a_list(mass, least, generator):
+    weights = torch.randn(20, 50, generator=generator, dtype=torch.float64).mul(4).softmax(1)
+    weights[3, 10:] = 0
+    shuffled = torch.randperm(1000, generator=generator)
+    row = (shuffled // 50).contiguous()
+    kept = smallest_pairs(row, weights.flatten()[shuffled], 20, mass, least)
+    mask = torch.zeros(1000, dtype=torch.bool)
+    mask[shuffled[kept]] = True
+    assert mask.reshape(20, 50).equal(smallest_set(weights, mass, least))
+
+
+def test_a_row_without_pairs():
+    row, weight = torch.tensor([2, 2, 0]), torch.tensor([0.9, 0.1, 1.0])
+    assert smallest_pairs(row, weight, 4, 0.5).tolist() == [True, False, True]

@@ -12,8 +12,9 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import frequency_3d
 from cryoprob.geometry.rotations import mean_rotation, random_rotations
 from cryoprob.geometry.symmetry import point_group
-from cryoprob.inference.e_step import e_step, levels
+from cryoprob.inference.e_step import e_step
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.levels import levels
 from cryoprob.inference.m_step import solve_volume
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
@@ -218,17 +219,16 @@ def test_shells_left_out_count_as_noise():
 
 def test_levels():
     problem = make_problem(order=2, refine=2)
-    found = levels(problem.model, 0)
+    found = levels(problem.model, problem.volume, 0)
     assert [level.rotation.order for level in found] == [0, 1, 2]
     assert [level.shift.grid.level for level in found] == [0, 1, 2]
-    assert [level.radius for level in found] == [3, 3, 3]
-    assert found[-1].rotation is problem.model.rotation
+    assert found[-1].rotation is problem.model.rotation and found[-1].blur is None
     large = make_problem(box=32, order=3, refine=3, n=2)
-    radii = [level.radius for level in levels(large.model, 0)]
-    # 1.2 / (0.4 * step): 60, 30 and 15 degrees, then all of the band
-    assert radii == [3, 6, 12, 15]
+    radii = [level.radius for level in levels(large.model, large.volume, 0)]
+    # finer cells tell more shells, and the finest level is scored in all of the band
+    assert radii == sorted(radii) and radii[0] < radii[-1] == 15
     with pytest.raises(InputError, match="refinements of the shift grid"):
-        levels(make_problem(order=2, refine=1).model, 0)
+        levels(make_problem(order=2, refine=1).model, problem.volume, 0)
 
 
 def test_reconstruction_from_noiseless_projections():
@@ -262,7 +262,7 @@ def test_a_continuous_prior_is_searched_on_a_grid_only(site):
     setattr(problem.model, site, prior)
     words = rf"{site} prior: .* got {type(prior).__name__}, .* model\.{site}\.discretize"
     with pytest.raises(InputError, match=words):
-        levels(problem.model, 0)
+        levels(problem.model, problem.volume, 0)
     found = routes(problem)
     for name in ("dense", "pruned"):
         with pytest.raises(InputError, match=words):
