@@ -59,8 +59,9 @@ class _ImageNoise(Distribution):
         every torch distribution.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
-        kind = {"dtype": self.sigma2.dtype, "device": self.sigma2.device}
-        return self._color(torch.randn(shape, generator=generator, **kind))  # type: ignore[call-overload,no-any-return]
+        drawn = "cpu" if generator is None else generator.device
+        white = torch.randn(shape, generator=generator, dtype=self.sigma2.dtype, device=drawn)
+        return self._color(white.to(self.sigma2.device))
 
     def log_prob(self, value: Images) -> Tensor:
         """Exact Gaussian log density of all ``D**2`` pixels, nats, [*batch].

@@ -215,11 +215,11 @@ class ParticleStack:
         return cls._make(
             PixelStore(pixels, _checked_box(box, pixels.box), invert, cache_bytes),
             pixel_size,
-            optics=None if optics is None else optics.to(dtype=torch.float64),
+            optics=None if optics is None else optics.to(dtype=torch.float64, device="cpu"),
             group=group,
             group_names=tuple(group_names or (f"opticsGroup{g + 1}" for g in range(count))),
-            rotation=None if rotation is None else rotation.double(),
-            shift=None if shift is None else shift.double(),
+            rotation=None if rotation is None else rotation.cpu().double(),
+            shift=None if shift is None else shift.cpu().double(),
             table=None,
             notes=(),
         )

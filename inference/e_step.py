@@ -25,7 +25,7 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["e_step"]
 
-_CHUNK_BYTES = 2**28
+_CHUNK_BYTES = 2**27
 _CHUNK_IMAGES = 2048
 _SUMMED = Keep(1 - 1e-4)
 """Posterior mass that goes into the sums of a pruned search; its evidence has all of it."""
@@ -43,7 +43,7 @@ def e_step(
 
     With a ``symmetry`` every slice is inserted at all equivalent orientations, in equal shares.
 
-    Memory: a chunk of filtered images (256 MiB) and one block of scores; with a whole grid
+    Memory: a chunk of filtered images (128 MiB) and one block of scores; with a whole grid
     searched at once, also its slices and their sums, [Q, 3 m].
 
     Raises
@@ -51,7 +51,7 @@ def e_step(
     InputError
         If poses are searched whose prior is continuous.
     """
-    index = torch.arange(len(stack)) if index is None else index
+    index = torch.arange(len(stack)) if index is None else index.cpu()
     with torch.no_grad():
         statistics = _nothing_yet(model, len(stack), symmetry)
         run = _route(model, guide)
@@ -97,7 +97,8 @@ def _nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
         PosteriorSummary.empty(count, sigma2.dtype, sigma2.device),
         torch.zeros_like(sigma2, dtype=torch.float64),
         torch.zeros_like(sigma2[:, 0], dtype=torch.float64),
-        torch.zeros(count, dtype=torch.float64, device=sigma2.device),
+        sigma2.new_zeros(count, dtype=torch.float64),
+        sigma2.new_zeros((), dtype=torch.float64),
     )
 
 
@@ -162,7 +163,7 @@ def _coarse(
         found.append((row + part.start, cells[place]))
         by_shift.append(posterior.shift_weights)
     shift_mass = torch.cat(by_shift)
-    every = torch.arange(shift_mass.shape[1]).expand_as(shift_mass)
+    every = torch.arange(shift_mass.shape[1], device=shift_mass.device).expand_as(shift_mass)
     row, cell = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Candidates.of(level.rotation.order, row, cell, shift_mass, every, keep)
 
@@ -184,15 +185,16 @@ def _local(
 
 def _neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> Candidates:
     rotation, shift = fine.rotation.coarser(), fine.shift.coarser()
-    turned = rotation.turn.mT @ turns.values[images.index]
+    turned = (rotation.turn.mT @ turns.values[images.index]).cpu()
     radius = max(turns.radius, rotation.grid.spacing_deg)
     near = [rotation.grid.cells_within(one, radius) for one in turned]
     row = torch.repeat_interleave(torch.tensor([len(cells) for cells in near]))
     away = torch.cdist(moves.values[images.index], shift.points())
     reach = max(moves.radius, shift.grid.step_A)
     inside = (away <= torch.maximum(away.amin(1, keepdim=True), away.new_tensor(reach))).to(away)
-    every = torch.arange(inside.shape[1]).expand(inside.shape)
-    return Candidates.of(rotation.order, row, torch.cat(near), inside, every, Keep(1.0))
+    every = torch.arange(inside.shape[1], device=inside.device).expand(inside.shape)
+    row, cell = (pairs.to(inside.device) for pairs in (row, torch.cat(near)))
+    return Candidates.of(rotation.order, row, cell, inside, every, Keep(1.0))
 
 
 def _known(

@@ -168,11 +168,12 @@ class ExactEM:
         self, state: EMState, stack: ParticleStack
     ) -> tuple[PosteriorSummary, NormalEquations]:
         """Posterior of every image at the final volume(s), and the normal equations of all."""
-        parts = [self._e_step(half, stack) for half in state.halves]
-        summary, equations = parts[0].summary, parts[0].insertion.equations()
-        for half, part in zip(state.halves[1:], parts[1:], strict=True):
-            summary.put(half.index, part.summary.take(half.index))
-            equations = equations + part.insertion.equations()
+        first, *others = state.halves
+        summary, equations = self._look(first, stack)
+        for half in others:
+            more, part = self._look(half, stack)
+            summary.put(half.index, more.take(half.index))
+            equations = equations + part
         return summary, equations
 
     def solve(self, half: Half, equations: NormalEquations) -> Solution:
@@ -224,9 +225,13 @@ class ExactEM:
     def _e_step(self, half: Half, stack: ParticleStack) -> Statistics:
         return e_step(half.model, half.guide, stack, half.index, symmetry=self.symmetry)
 
+    def _look(self, half: Half, stack: ParticleStack) -> tuple[PosteriorSummary, NormalEquations]:
+        statistics = self._e_step(half, stack)
+        return statistics.summary, statistics.insertion.equations(release=True)
+
     def _m_step(self, state: EMState, half: Half, statistics: Statistics, rounds: int) -> None:
         model, point = half.model, half.guide.volume
-        equations = statistics.insertion.equations()
+        equations = statistics.insertion.equations(release=True)
         for _ in range(rounds):
             half.solution = self.solve(half, equations)
             point.coefficients.data = half.solved.volume

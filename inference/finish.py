@@ -32,7 +32,7 @@ def finish(
 ) -> FitResult:
     """Posteriors at the final map(s), the map's uncertainty, and how far to trust it."""
     posterior, equations = algorithm.posterior(state, stack)
-    first = state.halves[0]
+    posterior, first = posterior.cpu(), state.halves[0]
     tau2, pixel_size = first.model.linear_volume.tau2, stack.pixel_size
     maps = [half.guide.volume.coefficients.data for half in state.halves]
     solution = algorithm.solve(first, equations)

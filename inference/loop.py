@@ -120,7 +120,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint (tensors and plain values only).
+    """Read a checkpoint (tensors and plain values only) into the CPU's memory.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         If it is missing or damaged.
     """
     try:
-        content: dict[str, Any] = torch.load(path, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on damaged files
         remedy = "Start again in a new folder."
         got = f"{type(error).__name__}"

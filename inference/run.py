@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryoprob.checks import OutputError, require
+from cryoprob.checks import InputError, OutputError, require
 from cryoprob.fourier.shells import low_pass
 from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.ab_initio import AbInitio, AbInitioState
@@ -74,7 +74,7 @@ class _Run:
         config = self.config
         self.kind: dict[str, Any] = {
             "dtype": torch.float64 if config.double else torch.float32,
-            "device": torch.device(config.device),
+            "device": _device(config.device),
         }
         self.checkpoint = self.folder / "checkpoint.pt"
         self.saved: dict[str, Any] = {}
@@ -218,6 +218,16 @@ class _Run:
         if not isinstance(starts, AbInitioState):
             return []
         return sorted((start.log_evidence for start in starts.starts), reverse=True)
+
+
+def _device(word: str) -> torch.device:
+    """The device of a word, if this machine has it."""
+    where, expected = f"--device {word}", "cpu, or a CUDA device that this machine has"
+    require(word.split(":")[0] in ("cpu", "cuda"), where, expected=expected, got=repr(word))
+    try:
+        return torch.zeros(0, device=word).device
+    except (AssertionError, RuntimeError) as error:  # torch raises either
+        raise InputError(where, expected=expected, got=str(error).splitlines()[0]) from error
 
 
 def _check_folder(folder: Path, config: FitConfig, resume: bool) -> None:

@@ -3,7 +3,7 @@
 And each image's posterior in a few numbers.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class PosteriorSummary:
         """The summary of some images."""
         return PosteriorSummary(*(getattr(self, item.name)[rows] for item in fields(self)))
 
+    def cpu(self) -> "PosteriorSummary":
+        """The summary in the CPU's memory."""
+        return PosteriorSummary(*(getattr(self, item.name).cpu() for item in fields(self)))
+
     def put(self, rows: Tensor, part: "PosteriorSummary") -> None:
         """Write the summary of some images in place."""
         for item in fields(self):
@@ -82,7 +86,7 @@ class Statistics:
     whitened
         Power of every image over its noise, all pixels, [N] (float64).
     shift_power
-        Sum over images of the posterior mean of |shift|^2, Angstrom^2.
+        Sum over images of the posterior mean of |shift|^2, Angstrom^2, [] (float64).
     """
 
     insertion: Insertion
@@ -90,7 +94,7 @@ class Statistics:
     residual: Tensor
     counts: Tensor
     whitened: Tensor
-    shift_power: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    shift_power: Tensor
 
     def add_power(self, images: Filtered, sigma2: Tensor) -> None:
         """Count images, with their power per shell, under noise spectra [G, S]."""

@@ -94,7 +94,7 @@ class ImageLikelihood(TorchDistribution):
         shape = self._extended_shape(sample_shape)
         inside = self.slices.shape[-1]
         scale = self._variance(len(self.band)).sqrt()
-        noise = torch.complex(*torch.randn(2, *shape, device=scale.device, dtype=scale.dtype))
+        noise = torch.complex(*torch.randn(2, *shape, dtype=scale.dtype).to(scale.device))
         paired = (self.band.weight > 1).to(scale)
         noise = torch.complex(noise.real * scale, noise.imag * scale * paired)
         mean = self.ctf * self.phase * self.slices

@@ -14,10 +14,10 @@ __all__ = ["Estimate", "estimate", "product_rate"]
 _STEPS = 15
 """Steps of a usual refinement."""
 
-_FINER = 3
+_FINER = 2
 """Work on finer grids and in the M-step over that of the coarsest grid (measured)."""
 
-_CACHE, _CHUNK, _PROGRAM = 2**30, 2**28, 4.5e8
+_CACHE, _CHUNK, _PROGRAM = 2**30, 2**27, 4.5e8
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def estimate(n: int, box: int, schedule: Schedule, rate: float) -> Estimate:
     grids is searched.
     """
     step = radians(60 / 2**schedule.coarse_order)
-    radius = min(ceil(1.2 / (0.4 * step)), box // 2 - 1)
+    radius = min(ceil(1.8 / (0.4 * step)), box // 2 - 1)
     shifts = pi * (schedule.shift_extent / schedule.shift_step) ** 2
     refine = _STEPS * n * (1 + _FINER) * _work(schedule.coarse_order, box, radius, shifts)
     small, last = min(box, schedule.start_box), schedule.start_radius
@@ -72,8 +72,8 @@ def _work(order: int, box: int, radius: int, shifts: float) -> float:
 
 
 def _memory(n: int, box: int) -> float:
-    """Bytes: program, coefficients, a chunk of images and one of scores, padded transforms."""
+    """Bytes: program, coefficients, chunks of images and of slices, sums over the padded grid."""
     numbers = len(full_band(box))
     cache = min(_CACHE, 8 * n * numbers)
     chunk = min(_CHUNK, 12 * n * numbers)
-    return _PROGRAM + cache + chunk + _CHUNK + 6 * 8 * (2 * box) ** 3 / 2
+    return _PROGRAM + cache + 3 * chunk + 170 * (2 * box) ** 3 / 2

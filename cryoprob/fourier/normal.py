@@ -7,6 +7,7 @@ for the numerators); then every product with the normal matrix costs 27 shifted 
 many slices there were.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,6 +22,7 @@ __all__ = ["Insertion", "NormalEquations"]
 _CORNERS = list(product((0, 1), repeat=3))
 _OFFSETS = [d for d in product((-1, 0, 1), repeat=3) if d >= (0, 0, 0)]
 _CHUNK = 64
+_SLAB = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +84,18 @@ class Insertion:
 
     Notes
     -----
-    Memory: 43 numbers per grid cell (16 of numerators, 27 of weights), in ``8 * reach^3`` cells.
+    Memory: 43 numbers per grid cell (16 of numerators, 27 of weights), in the ``2 pi / 3 reach^3``
+    cells of the half ball that slices reach.
     """
 
     def __init__(self, slicer: Slicer, group: Rotations | None = None) -> None:
         self.slicer = slicer
         self.group = torch.eye(3)[None] if group is None else group
         self._linear = slicer.interpolation == "linear"
-        cells = torch.Size(slicer.grid_shape).numel()
+        self._cells, self._row = _half_ball(slicer)
         sums = torch.zeros(0, dtype=slicer.dtype, device=slicer.device)
-        self._numerators = sums.new_zeros(cells, 16 if self._linear else 2)
-        self._weights = sums.new_zeros(cells, 27 if self._linear else 1)
+        self._numerators = sums.new_zeros(len(self._cells), 16 if self._linear else 2)
+        self._weights = sums.new_zeros(len(self._cells), 27 if self._linear else 1)
 
     def add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
         """Insert slices: numerators [Q, M] (complex) and weights [Q, M] at rotations [Q, 3, 3]."""
@@ -105,22 +108,39 @@ class Insertion:
         for start in range(0, len(rotations), _CHUNK):
             part = slice(start, start + _CHUNK)
             corner, f, flipped = self._place(rotations[part])
-            cell = self._cell(corner)
-            self._numerators.index_add_(0, cell, self._shares(numerator[part], f, flipped))
-            self._weights.index_add_(0, cell, self._products(weight[part], f))
+            row = self._row.index_select(0, self._cell(corner)).long()
+            self._numerators.index_add_(0, row, self._shares(numerator[part], f, flipped))
+            self._weights.index_add_(0, row, self._products(weight[part], f))
 
-    def equations(self) -> NormalEquations:
-        """The normal equations of everything inserted so far."""
+    def equations(self, *, release: bool = False) -> NormalEquations:
+        """The normal equations of everything inserted so far.
+
+        With ``release`` the sums' memory is given back on the way; nothing can be added then.
+        """
         shape = self.slicer.grid_shape
-        numerators = self._numerators.T.contiguous().reshape(-1, *shape)
-        right = _gather(numerators) if self._linear else torch.complex(*numerators)
-        del numerators
-        weights = self._weights.T.contiguous().reshape(-1, *shape)
-        if self._linear:
-            return NormalEquations(self.slicer, right, _stencil(weights))
-        stencil = weights.new_zeros(len(_OFFSETS), *shape)
-        stencil[0] = weights[0]
-        return NormalEquations(self.slicer, right, stencil)
+        right = self._numerators.new_zeros(2, *shape)
+        for first, cells in self._slabs(self._numerators):
+            _add_numerators(cells, right[:, first : first + _SLAB + 1])
+        if release:
+            del self._numerators
+        stencil = right.new_zeros(len(_OFFSETS), *shape)
+        for first, cells in self._slabs(self._weights):
+            _add_couplings(cells, stencil[:, first : first + _SLAB + 1])
+        if release:
+            del self._weights
+        return NormalEquations(self.slicer, torch.complex(*right), stencil)
+
+    def _slabs(self, sums: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The sums on the grid, a few planes at a time: the first one, and [n, planes, Y, X]."""
+        planes, *plane = self.slicer.grid_shape
+        size = plane[0] * plane[1]
+        for first in range(0, planes, _SLAB):
+            last = min(first + _SLAB, planes)
+            edges = torch.tensor([first * size, last * size], device=self._cells.device)
+            start, stop = torch.searchsorted(self._cells, edges).tolist()
+            slab = sums.new_zeros((last - first) * size, sums.shape[1])
+            slab[self._cells[start:stop] - first * size] = sums[start:stop]
+            yield first, slab.T.contiguous().reshape(-1, last - first, *plane)
 
     def _shares(self, numerator: Coefficients, f: Tensor, flipped: Tensor) -> Tensor:
         """What each sample adds to the numerators of its cell, [points, 16 or 2]."""
@@ -175,32 +195,50 @@ def _moments(f: Tensor, weight: Tensor) -> Tensor:
     return rows
 
 
-def _gather(cells: Tensor) -> Tensor:
-    """Right-hand side on the grid from the cells' corner sums [16, Z, Y, X]."""
-    out = cells.new_zeros(*cells.shape[1:], 2)
+def _half_ball(slicer: Slicer) -> tuple[Tensor, Tensor]:
+    """Cells of the grid that points of the band can lie in, ascending, and each cell's place."""
+    reach, device = slicer.reach, slicer.device
+    axis = torch.arange(-reach, reach + 1, device=device) + 0.5
+    square = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis[reach:] ** 2
+    away = 0.9 if slicer.interpolation == "linear" else 1.8  # of a point from its cell's center
+    rim = slicer.pad * (slicer.band.radius + 0.5) + away
+    cells = (square.flatten() <= rim**2).nonzero()[:, 0]
+    row = torch.full((square.numel(),), -1, dtype=torch.int32, device=device)
+    row[cells] = torch.arange(len(cells), dtype=torch.int32, device=device)
+    return cells, row
+
+
+def _add_numerators(cells: Tensor, out: Tensor) -> None:
+    """Add corner sums of cells [16 or 2, z, Y, X] to the grid points [2, z or z + 1, Y, X]."""
+    if len(cells) == 2:
+        out[:, : cells.shape[1]] += cells
+        return
     for number, corner in enumerate(_CORNERS):
-        source, target = _corner_views(corner)
-        out[..., 0][target] += cells[number][source]
-        out[..., 1][target] += cells[number + 8][source]
-    return torch.view_as_complex(out)
+        source, target = _corner_views(corner, min(cells.shape[1], out.shape[1] - corner[0]))
+        out[0][target] += cells[number][source]
+        out[1][target] += cells[number + 8][source]
 
 
-def _stencil(cells: Tensor) -> Tensor:
-    """Forward couplings [14, Z, Y, X] from the cells' second moments [27, Z, Y, X]."""
-    out = cells.new_zeros(len(_OFFSETS), *cells.shape[1:])
+def _add_couplings(cells: Tensor, out: Tensor) -> None:
+    """Add second moments of cells [27 or 1, z, Y, X] to couplings [14, z or z + 1, Y, X]."""
+    if len(cells) == 1:
+        out[0, : cells.shape[1]] += cells[0]
+        return
     for a, b in product(_CORNERS, repeat=2):
         offset = tuple(q - p for p, q in zip(a, b, strict=True))
         if offset in _OFFSETS:
             pz, py, px = (p + q for p, q in zip(a, b, strict=True))
-            source, target = _corner_views(a)
+            source, target = _corner_views(a, min(cells.shape[1], out.shape[1] - a[0]))
             out[_OFFSETS.index(offset)][target] += cells[9 * pz + 3 * py + px][source]
-    return out
 
 
-def _corner_views(corner: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Views of the cells, and of their corner's grid points, that pair up."""
-    source = tuple(slice(0, -1) if c else slice(None) for c in corner)
-    target = tuple(slice(1, None) if c else slice(None) for c in corner)
+def _corner_views(
+    corner: tuple[int, ...], planes: int
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Views of the first ``planes`` planes of cells, and of their corner's grid points."""
+    z, *inner = corner
+    source = slice(0, planes), *(slice(0, -1) if c else slice(None) for c in inner)
+    target = slice(z, z + planes), *(slice(1, None) if c else slice(None) for c in inner)
     return source, target
 
 

@@ -50,7 +50,8 @@ class GridDistribution(TorchDistribution):
     def sample(self, sample_shape: Sizes = torch.Size()) -> Tensor:
         """Draw points, [*sample, *batch, *event]."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        index = torch.multinomial(self.log_mass.exp(), shape.numel(), replacement=True)
+        mass = self.log_mass.exp().cpu()
+        index = torch.multinomial(mass, shape.numel(), replacement=True)
         return self.points[index].reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

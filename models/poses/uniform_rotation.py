@@ -103,10 +103,10 @@ class RotationGridPrior(PosePrior):
     def cells(self) -> Tensor:
         """Indices of the grid cells in the support, [Q] (long)."""
         cells = torch.arange(len(self.grid))
-        if self.symmetry.upper() == "C1":
-            return cells
-        group = point_group(self.symmetry)
-        return cells[asymmetric(self.grid.matrices(dtype=torch.float64), group)]
+        if self.symmetry.upper() != "C1":
+            group = point_group(self.symmetry)
+            cells = cells[asymmetric(self.grid.matrices(dtype=torch.float64), group)]
+        return cells.to(self.turn.device)
 
     @cached_property
     def log_mass(self) -> float:

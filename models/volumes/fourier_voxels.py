@@ -1,6 +1,8 @@
 """A map on a voxel grid with a radial Gaussian prior in Fourier space, sliced in a padded grid."""
 
+from collections.abc import Callable
 from math import pi
+from typing import Self
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -42,7 +44,7 @@ class SpectralGaussian(TorchDistribution):
     def rsample(self, sample_shape: Sizes = torch.Size()) -> Maps:
         """Draw maps, [*sample, D, D, D]."""
         shape = (*sample_shape, *self.event_shape)
-        white = torch.randn(shape, dtype=self.tau2.dtype, device=self.tau2.device)
+        white = torch.randn(shape, dtype=self.tau2.dtype).to(self.tau2.device)
         return ifft3(fft3(white) * spread(self.tau2, self.box).sqrt()).real
 
     def log_prob(self, value: Maps) -> Tensor:
@@ -89,6 +91,12 @@ class FourierVoxels(LinearVolume):
         """Explain the images up to shell ``radius`` only; beyond it they are noise."""
         self.band = full_band(self.box).prefix(radius)
         self.slicer = self.slicer_at(radius)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """The slicer goes where the buffers go (``to``, ``cuda``, ``double``)."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.set_band(self.band.radius)
+        return self
 
     def slicer_at(self, radius: int) -> Slicer:
         """The slice operator of a (smaller) band."""

@@ -53,7 +53,7 @@ def ours(drawn: Simulation, schedule: Schedule, seed: int) -> tuple[list[float],
 def relion(drawn: Simulation, folder: Path) -> tuple[int, float]:
     """The same by RELION's stochastic gradient descent."""
     command = (
-        "relion_refine --i particles.star --o sgd --denovo_3dref --sgd --K 1 --iter 200"
+        "relion_refine --i particles.star --o ./sgd --denovo_3dref --sgd --K 1 --iter 200"
         " --sgd_ini_iter 50 --sgd_inbetween_iter 100 --sgd_fin_iter 50 --sgd_write_iter 200"
         " --sgd_ini_subset 100 --sgd_fin_subset 500 --sgd_ini_resol 35 --sgd_fin_resol 15 --ctf"
         f" --sym C1 --particle_diameter {0.9 * BOX * PIXEL:.0f} --oversampling 1"

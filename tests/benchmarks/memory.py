@@ -36,6 +36,8 @@ QUICK = Schedule(
     shift_step=2.0,
 )
 """Memory is set by images and bands, not by how fine the search is."""
+WHOLE = Schedule(max_iterations=2)
+"""For known poses: the whole band, where the sums over slices take most."""
 
 
 class Peak(threading.Thread):
@@ -60,19 +62,20 @@ def status(name: str) -> int:
     raise SystemExit(f"no {name} in /proc/self/status: this needs Linux")
 
 
-def fit(folder: Path, threads: int) -> None:
+def fit(folder: Path, threads: int, known: bool) -> None:
     """Fit the stack of a folder and print the peaks as JSON; the process's only work."""
     peak = Peak()
     peak.start()
     began = time.perf_counter()
     before = status("RssAnon")
     config = FitConfig(
-        str(folder / "particles.star"),
-        reference=str(folder / "truth.mrc"),
+        str(folder / ("truth.star" if known else "particles.star")),
+        poses="known" if known else "ignore",
+        reference=None if known else str(folder / "truth.mrc"),
         mask="sphere",
         seed=0,
         threads=threads,
-        schedule=QUICK,
+        schedule=WHOLE if known else QUICK,
     )
     run_fit(config, folder / "fit")
     found = {
@@ -84,7 +87,7 @@ def fit(folder: Path, threads: int) -> None:
     print(json.dumps(found))
 
 
-def measure(count: int, threads: int) -> str:
+def measure(count: int, threads: int, known: bool) -> str:
     """Draw ``count`` images, fit them in a new process; a line of the table."""
     with tempfile.TemporaryDirectory(prefix="memory_") as name:
         generator = torch.Generator().manual_seed(1)
@@ -92,12 +95,14 @@ def measure(count: int, threads: int) -> str:
         simulate(volume, PIXEL_SIZE, count, SNR, generator, out=name)
         disk = (Path(name) / "particles.mrcs").stat().st_size
         command = [sys.executable, __file__, "--fit", name, "--threads", str(threads)]
+        command += ["--known"] if known else []
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = json.loads(printed.splitlines()[-1])
     sizes = [
         f"{b / 2**30:.2f}" for b in (disk, found["before"], found["anonymous"], found["resident"])
     ]
-    return f"| {count} | {' | '.join(sizes)} | {found['seconds']:.0f} |"
+    poses = "known, all shells" if known else "searched, 12 shells"
+    return f"| {count} | {poses} | {' | '.join(sizes)} | {found['seconds']:.0f} |"
 
 
 def main() -> None:
@@ -105,16 +110,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--known", action="store_true", help="known poses only")
     parser.add_argument("--fit", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.fit:
-        fit(options.fit, options.threads)
+        fit(options.fit, options.threads, options.known)
         return
-    print("| images | on disk, GiB | before the fit | peak, anonymous | peak, with pages | s |")
-    print("|---|---|---|---|---|---|")
+    names = "images", "poses", "on disk, GiB", "before the fit", "peak, anonymous"
+    print(f"| {' | '.join(names)} | peak, with pages | s |\n|---|---|---|---|---|---|---|")
     for count in options.counts:
-        print(measure(count, options.threads), flush=True)
+        for known in (False, True) if not options.known else (True,):
+            print(measure(count, options.threads, known), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from cryoprob.io.tables import read_particles
 from cryoprob.metrics.fsc import fsc
 from cryoprob.metrics.pose_error import pose_error
 from cryoprob.models.simulate import simulate
+from cryoprob.particles import ParticleStack
 from cryoprob.phantoms import bead_walk
 
 BOX, PIXEL, COUNT = 16, 8.0, 60
@@ -220,6 +222,24 @@ def test_a_disk_that_fills_up_leaves_earlier_results(experiment, tmp_path, monke
     assert not list((tmp_path / "fit").glob(".*part"))
     result = run_fit(settings, tmp_path / "fit", resume=True)
     assert len(result.history) == QUICK.max_iterations
+
+
+def test_a_disk_that_fills_up_at_the_last_file(experiment, tmp_path):
+    """posterior.nc does not fit any more: HDF5 would crash; the earlier one stays as it was."""
+    result = run_fit(config(experiment, reference=str(experiment.truth_map)), tmp_path)
+    stack = ParticleStack.read(experiment.particles)
+    earlier = (tmp_path / "posterior.nc").read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sizes = [(tmp_path / name).stat().st_size for name in SAME]
+    assert max(sizes) < len(earlier), "posterior.nc is meant to be the largest file"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(earlier) - 1, before[1]))
+    try:
+        with pytest.raises(OutputError, match="posterior.nc: expected a place to write"):
+            result.save(tmp_path, stack)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "posterior.nc").read_bytes() == earlier
+    assert not list(tmp_path.glob(".*part"))
 
 
 def _no_space(self, data):
