@@ -91,8 +91,8 @@ def test_the_estimate_grows_as_the_work_does():
     assert estimate(2000, 64, plan, 1e10).refine_s == pytest.approx(2 * base.refine_s)
     assert estimate(1000, 64, plan, 2e10).refine_s == pytest.approx(base.refine_s / 2)
     assert estimate(1000, 128, plan, 1e10).memory > base.memory
-    # 72 * 8^2 rotations x 9 pi shifts x 448 numbers of 12 shells, times 4 stages of 15 steps
+    # 72 * 8^2 rotations x 9 pi shifts x 1086 numbers of 18 shells, times 3 stages of 15 steps
     assert base.refine_s == pytest.approx(
-        15 * 1000 * 4 * 2 * 4608 * 9 * np.pi * 448 / 1e10, rel=0.1
+        15 * 1000 * 3 * 2 * 4608 * 9 * np.pi * 1086 / 1e10, rel=0.1
     )
     assert product_rate(0.02) > 1e8  # any machine of this century
