@@ -80,6 +80,12 @@ class FitConfig:
         require(
             self.low_pass_A > 0, "--low-pass", expected="Angstrom > 0", got=f"{self.low_pass_A}"
         )
+        require(
+            self.poses != "local" or self.schedule.coarse_order > 0,
+            "coarse_order",
+            expected="1 or more with --poses local, which looks at the children of near cells",
+            got=str(self.schedule.coarse_order),
+        )
 
     def to_toml(self) -> str:
         """The text of ``config.toml``."""

@@ -116,6 +116,14 @@ class _Run:
         small = self.stack
         if small.box > config.schedule.start_box:
             small = self._read(config.schedule.start_box)
+        limit = small.box // 2 - 1
+        require(
+            config.schedule.start_radius <= limit,
+            "start_radius",
+            expected=f"at most {limit} shells, as starts from nothing have a box of {small.box}",
+            got=str(config.schedule.start_radius),
+            remedy=f"Give --set start_radius={limit}, or a --reference.",
+        )
         algorithm = AbInitio(
             config.schedule, config.seed, image_power(small), config.symmetry, **self.kind
         )

@@ -224,6 +224,14 @@ def test_a_disk_that_fills_up_leaves_earlier_results(experiment, tmp_path, monke
     assert len(result.history) == QUICK.max_iterations
 
 
+def test_settings_that_cannot_work_are_refused_before_work(experiment, tmp_path):
+    plan = replace(QUICK, start_radius=8)
+    with pytest.raises(InputError, match="start_radius: expected at most 7 shells"):
+        run_fit(config(experiment, schedule=plan), tmp_path / "fit")
+    with pytest.raises(InputError, match="coarse_order: expected 1 or more with --poses local"):
+        config(experiment, poses="local", schedule=replace(QUICK, coarse_order=0))
+
+
 def test_a_disk_that_fills_up_at_the_last_file(experiment, tmp_path):
     """posterior.nc does not fit any more: HDF5 would crash; the earlier one stays as it was."""
     result = run_fit(config(experiment, reference=str(experiment.truth_map)), tmp_path)
