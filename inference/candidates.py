@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Candidates", "Keep", "smallest_pairs", "smallest_set"]
+__all__ = ["Candidates", "Keep", "fill_up", "smallest_pairs", "smallest_set"]
 
 _BISECTIONS = 24
 
@@ -56,16 +56,9 @@ class Candidates:
 
     @classmethod
     def of(
-        cls,
-        order: int,
-        row: Tensor,
-        cell: Tensor,
-        shift_mass: Tensor,
-        shift: Tensor,
-        keep: "Keep",
+        cls, order: int, row: Tensor, cell: Tensor, shift: Tensor, kept: Tensor
     ) -> "Candidates":
-        """Pairs already chosen, with the sets of ``shift`` [n, T] that ``keep`` asks for."""
-        kept = smallest_set(shift_mass, keep.share, keep.shifts)
+        """Pairs already chosen, and those of ``shift`` [n, T] that the mask ``kept`` names."""
         width = int(kept.sum(1).max())
         place = (~kept).long().argsort(dim=1, stable=True)[:, :width]
         chosen = shift.gather(1, place)
@@ -97,6 +90,19 @@ def smallest_set(weights: Tensor, mass: float, least: int = 1) -> Tensor:
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     floor = weights.topk(min(least, weights.shape[1]), 1).values[:, -1:]
     return (weights >= torch.minimum(low, floor)) & (weights > 0)
+
+
+def fill_up(kept: Tensor, logits: Tensor, over: int, least: int) -> Tensor:
+    """The mask ``kept`` [n, K] with at least ``least`` cells a row.
+
+    For images so sharp that all other weights are 0 in single precision: cells come by their
+    largest logit [n, T, Q] ``over`` the axis that is not theirs.
+    """
+    short = kept.sum(1) < least
+    if short.any():
+        best = logits[short].amax(over)
+        kept[short] = kept[short].scatter(1, best.topk(min(least, kept.shape[1]), 1).indices, True)
+    return kept
 
 
 def smallest_pairs(row: Tensor, weight: Tensor, count: int, mass: float, least: int = 1) -> Tensor:

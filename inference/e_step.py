@@ -9,7 +9,7 @@ from torch import Tensor
 from cryoprob.checks import InputError
 from cryoprob.fourier.normal import Insertion
 from cryoprob.geometry.symmetry import point_group
-from cryoprob.inference.candidates import Candidates, Keep, smallest_set
+from cryoprob.inference.candidates import Candidates, Keep, fill_up, smallest_set
 from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.filtered import Filtered, filter_images
 from cryoprob.inference.guide import Guide
@@ -155,17 +155,19 @@ def _coarse(
     """Candidates of the coarsest level, searched completely."""
     grid = DenseGrid.at(model, volume, level)
     size = max(1, block_bytes // (4 * len(grid.shifts) * len(grid.rotations)))
-    cells, found, by_shift = level.rotation.cells(), [], []
+    cells, found, moves = level.rotation.cells(), [], []
     for part in blocks(len(images), size):
         posterior = grid.posterior(level.view(images.take(part), grid.band))
         kept = smallest_set(posterior.rotation_weights, keep.share, keep.rotations)
+        kept = fill_up(kept, posterior.logits, 1, keep.rotations)
         row, place = torch.nonzero(kept, as_tuple=True)
         found.append((row + part.start, cells[place]))
-        by_shift.append(posterior.shift_weights)
-    shift_mass = torch.cat(by_shift)
-    every = torch.arange(shift_mass.shape[1], device=shift_mass.device).expand_as(shift_mass)
+        kept = smallest_set(posterior.shift_weights, keep.share, keep.shifts)
+        moves.append(fill_up(kept, posterior.logits, 2, keep.shifts))
+    shift = torch.cat(moves)
+    every = torch.arange(shift.shape[1], device=shift.device).expand_as(shift)
     row, cell = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Candidates.of(level.rotation.order, row, cell, shift_mass, every, keep)
+    return Candidates.of(level.rotation.order, row, cell, every, shift)
 
 
 def _local(
@@ -191,10 +193,10 @@ def _neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> 
     row = torch.repeat_interleave(torch.tensor([len(cells) for cells in near]))
     away = torch.cdist(moves.values[images.index], shift.points())
     reach = max(moves.radius, shift.grid.step_A)
-    inside = (away <= torch.maximum(away.amin(1, keepdim=True), away.new_tensor(reach))).to(away)
+    inside = away <= torch.maximum(away.amin(1, keepdim=True), away.new_tensor(reach))
     every = torch.arange(inside.shape[1], device=inside.device).expand(inside.shape)
     row, cell = (pairs.to(inside.device) for pairs in (row, torch.cat(near)))
-    return Candidates.of(rotation.order, row, cell, inside, every, Keep(1.0))
+    return Candidates.of(rotation.order, row, cell, every, inside)
 
 
 def _known(

@@ -12,7 +12,7 @@ import roma
 import torch
 from torch import Tensor
 
-from cryoprob.inference.candidates import Candidates, Keep, smallest_pairs
+from cryoprob.inference.candidates import Candidates, Keep, smallest_pairs, smallest_set
 from cryoprob.inference.dense import within
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.levels import Level
@@ -23,8 +23,8 @@ from cryoprob.models.particle_model import ParticleModel
 
 __all__ = ["PrunedPass"]
 
-_NEGLIGIBLE = 40.0
-"""Nats below the sum so far at which a cell is forgotten at once."""
+_NEGLIGIBLE = 700.0
+"""Nats below the sum so far at which a cell is forgotten at once: exp(-700) is still a number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,8 +192,9 @@ class PrunedPass:
         weight = (value.double() - self.log_sum[row]).exp()
         kept = smallest_pairs(row, weight, len(self.images), keep.share, keep.rotations)
         shift_mass = (by_shift - self.log_sum[:, None]).exp()
+        moves = smallest_set(shift_mass, keep.share, keep.shifts)
         order = self.level.rotation.order
-        return Candidates.of(order, row[kept], cell[kept], shift_mass, self.shift, keep)
+        return Candidates.of(order, row[kept], cell[kept], self.shift, moves)
 
 
 class _Moments:

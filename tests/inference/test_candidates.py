@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from cryoprob.inference.candidates import Candidates, Keep, smallest_pairs, smallest_set
+from cryoprob.inference.candidates import (
+    Candidates,
+    Keep,
+    fill_up,
+    smallest_pairs,
+    smallest_set,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -39,7 +45,7 @@ def test_shifts_are_padded_and_refined():
     mass = torch.tensor([[0.0, 0.6, 0.4], [0.0, 1.0, 0.0]])
     shift = torch.arange(3).expand(2, 3)
     row, cell = torch.tensor([0, 1]), torch.tensor([7, 9])
-    found = Candidates.of(1, row, cell, mass, shift, Keep(0.98))
+    found = Candidates.of(1, row, cell, shift, smallest_set(mass, Keep(0.98).share))
     assert found.shift.tolist() == [[1, 2], [1, -1]]
     wanted = [[4, 5, 6, 7, 8, 9, 10, 11], [4, 5, 6, 7, -1, -1, -1, -1]]
     assert found.shifts_at(2).tolist() == wanted
@@ -73,3 +79,13 @@ def test_pairs_are_sets_in_a_list(mass, least, generator):
 def test_a_row_without_pairs():
     row, weight = torch.tensor([2, 2, 0]), torch.tensor([0.9, 0.1, 1.0])
     assert smallest_pairs(row, weight, 4, 0.5).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("over", [1, 2])
+def test_sharp_rows_are_filled_up(over, generator):
+    logits = 3000 * torch.rand(6, 7, 9, generator=generator)
+    weights = logits.flatten(1).softmax(1).view_as(logits).sum(over)
+    assert float((weights > 0).sum(1).min()) < 4  # all others are 0 to rounding
+    kept = fill_up(smallest_set(weights, 0.999, 4), logits, over, 4)
+    best = logits.amax(over)
+    assert kept.equal(best >= best.topk(4, 1).values[:, -1:])
