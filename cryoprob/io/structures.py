@@ -253,14 +253,20 @@ def density(
     InputError
         If an element has no scattering factor.
     """
-    check_grid(box, pixel_size)
+    where = _placed(atoms, atoms.masses(), box, pixel_size, center)
     weights, widths = _scattering(atoms.elements)
     width = gaussian_blur(max(resolution or 0.0, 4 * pixel_size))
     variances = (widths + atoms.b_factors[:, None]) / (8 * pi**2) + width**2
-    where = atoms.positions
-    where = where - _center(where, atoms.masses()) if center else where
-    _warn_outside(where, box, pixel_size)
     return gaussian_density(where, weights, variances, box, pixel_size, dtype)
+
+
+def _placed(atoms: Atoms, masses: Tensor, box: int, pixel_size: float, center: bool) -> Tensor:
+    """Positions [n, 3] in a grid that is checked; atoms outside of it are warned of."""
+    check_grid(box, pixel_size)
+    where = atoms.positions
+    where = where - _center(where, masses) if center else where
+    _warn_outside(where, box, pixel_size)
+    return where
 
 
 def _scattering(elements: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -312,11 +318,9 @@ def residue_density(
         got=f"{len(atoms)} atoms, {sum(n != 'CA' for n in atoms.names)} of them others",
         remedy="Use atoms.alpha_carbons().",
     )
-    check_grid(box, pixel_size)
-    masses, variance = atoms.residue_masses()[:, None], max(sd, narrowest(pixel_size)) ** 2
-    where = atoms.positions
-    where = where - _center(where, masses[:, 0]) if center else where
-    _warn_outside(where, box, pixel_size)
+    masses = atoms.residue_masses()
+    where = _placed(atoms, masses, box, pixel_size, center)
+    masses, variance = masses[:, None], max(sd, narrowest(pixel_size)) ** 2
     return gaussian_density(where, masses, masses * 0 + variance, box, pixel_size, dtype)
 
 
