@@ -13,6 +13,7 @@ from cryoprob.geometry.rotations import random_rotations
 from cryoprob.geometry.symmetry import asymmetric, point_group
 from cryoprob.models.poses.base import PosePrior
 from cryoprob.models.poses.grid import GridDistribution
+from cryoprob.models.poses.rotation_support import rotation_matrix
 from cryoprob.types import Rotations, Sizes
 
 __all__ = ["Haar", "RotationGridPrior", "UniformRotation"]
@@ -22,7 +23,7 @@ class Haar(TorchDistribution):
     """The uniform distribution of rotation matrices; its density with respect to itself is 1."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.independent(constraints.real, 2)
+    support = rotation_matrix
 
     def __init__(self, like: Tensor, shape: torch.Size = torch.Size()) -> None:
         self.like = like
