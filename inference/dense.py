@@ -71,6 +71,14 @@ class DenseGrid:
         poses = rotation.points, slices, energy, phase, shift.points
         return cls(*poses, *masses, spacing, slicer.band)
 
+    def posteriors(
+        self, images: Filtered, block_bytes: int
+    ) -> Iterator[tuple[slice, "DensePosterior"]]:
+        """Which images, and their posterior, block by block of ``block_bytes`` of scores."""
+        size = max(1, block_bytes // (4 * len(self.shifts) * len(self.rotations)))
+        for part in blocks(len(images), size):
+            yield part, self.posterior(images.take(part))
+
     def posterior(self, images: Filtered) -> "DensePosterior":
         """Posterior of a block of images over every pose of the grid."""
         count, poses = len(images), len(self.shifts)

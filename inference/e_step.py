@@ -114,10 +114,7 @@ def _dense(
     grid = DenseGrid.at(model, volume, level)
     numerator = torch.zeros_like(grid.slices)
     weight = torch.zeros_like(grid.energy)
-    poses = len(grid.shifts) * len(grid.rotations)
-    size = max(1, block_bytes // (4 * poses))
-    for part in blocks(len(images), size):
-        posterior = grid.posterior(images.take(part))
+    for _, posterior in grid.posteriors(images, block_bytes):
         posterior.accumulate(reals(numerator), weight)
         to.shift_power += posterior.shift_power()
         to.summary.put(posterior.images.index, posterior.summary())
@@ -154,10 +151,8 @@ def _coarse(
 ) -> Candidates:
     """Candidates of the coarsest level, searched completely."""
     grid = DenseGrid.at(model, volume, level)
-    size = max(1, block_bytes // (4 * len(grid.shifts) * len(grid.rotations)))
     cells, found, moves = level.rotation.cells(), [], []
-    for part in blocks(len(images), size):
-        posterior = grid.posterior(level.view(images.take(part), grid.band))
+    for part, posterior in grid.posteriors(level.view(images, grid.band), block_bytes):
         kept = smallest_set(posterior.rotation_weights, keep.share, keep.rotations)
         kept = fill_up(kept, posterior.logits, 1, keep.rotations)
         row, place = torch.nonzero(kept, as_tuple=True)
