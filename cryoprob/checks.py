@@ -22,11 +22,16 @@ class InputError(ValueError):
         What was found instead.
     remedy
         What the user can do about it.
+
+    Notes
+    -----
+    Given alone, ``where`` is the whole text: Pyro makes an error in a model anew from its text,
+    with the shapes of the sites added.
     """
 
-    def __init__(self, where: str, *, expected: str, got: str, remedy: str = "") -> None:
+    def __init__(self, where: str, *, expected: str = "", got: str = "", remedy: str = "") -> None:
         self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
-        text = f"{where}: expected {expected}, got {got}."
+        text = f"{where}: expected {expected}, got {got}." if expected else where
         super().__init__(f"{text} {remedy}".strip())
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -56,10 +56,17 @@ class ParticleModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Sample (or score) the latent sites and the images of a batch.
 
-        Returns the images, [N, M].
+        Returns the images, [N, M]. They are observed; ``poutine.uncondition(model)`` draws them:
+        ``Predictive(poutine.uncondition(model), draws)`` is the posterior predictive.
+
+        Raises
+        ------
+        InputError
+            If a guide has drawn other particles than the batch's.
         """
         volume = pyro.sample(sites.VOLUME, self.volume.prior())
-        with sites.particles(batch):
+        with sites.particles(batch) as index:
+            sites.check_particles(index, batch)
             rotation = pyro.sample(
                 sites.ROTATION, self.rotation.prior(), infer=self.rotation.infer
             )

@@ -22,7 +22,11 @@ __all__ = ["Insertion", "NormalEquations"]
 _CORNERS = list(product((0, 1), repeat=3))
 _OFFSETS = [d for d in product((-1, 0, 1), repeat=3) if d >= (0, 0, 0)]
 _CHUNK = 64
-_SLAB = 16
+_SLAB, _THIN_SLAB = 16, 4
+_PRODUCTS = [
+    [9 * (a[0] + b[0]) + 3 * (a[1] + b[1]) + a[2] + b[2] for b in _CORNERS] for a in _CORNERS
+]
+"""Which of a cell's 27 moments couples each pair of its corners."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +66,13 @@ class NormalEquations:
         return self._couple(ones).real
 
     def _couple(self, grid: Tensor) -> Tensor:
-        out = torch.view_as_real(grid * self.stencil[0])
-        values = torch.view_as_real(grid)
+        values = torch.stack([grid.real, grid.imag])
+        out = values * self.stencil[0]
         for offset, weight in zip(_OFFSETS[1:], self.stencil[1:], strict=True):
             here, there = _shifted(offset)
-            out[here].addcmul_(weight[here][..., None], values[there])
-            out[there].addcmul_(weight[here][..., None], values[here])
-        return torch.view_as_complex(out)
+            out[:, *here].addcmul_(weight[here], values[:, *there])
+            out[:, *there].addcmul_(weight[here], values[:, *here])
+        return torch.complex(*out)
 
 
 class Insertion:
@@ -119,28 +123,63 @@ class Insertion:
         """
         shape = self.slicer.grid_shape
         right = self._numerators.new_zeros(2, *shape)
-        for first, cells in self._slabs(self._numerators):
+        for first, rows in self._slabs():
+            cells = self._laid(self._numerators[rows], first, rows)
             _add_numerators(cells, right[:, first : first + _SLAB + 1])
         if release:
             del self._numerators
         stencil = right.new_zeros(len(_OFFSETS), *shape)
-        for first, cells in self._slabs(self._weights):
+        for first, rows in self._slabs():
+            cells = self._laid(self._weights[rows], first, rows)
             _add_couplings(cells, stencil[:, first : first + _SLAB + 1])
         if release:
             del self._weights
         return NormalEquations(self.slicer, torch.complex(*right), stencil)
 
-    def _slabs(self, sums: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The sums on the grid, a few planes at a time: the first one, and [n, planes, Y, X]."""
+    def noise(self, count: int, generator: torch.Generator) -> Maps:
+        """Normal draws of covariance ``A``, the normal matrix of everything inserted so far.
+
+        They are what inserting noise images would give, one image for every weight: added to ``b``
+        (with noise of the prior's precision) they turn the solution of the normal equations into
+        an exact draw of the map's posterior (Papandreou and Yuille 2010, NIPS 23). Exact, because
+        the moments of a cell are the 8 x 8 covariance of what its corners get.
+
+        Parameters
+        ----------
+        count
+            Draws.
+        generator
+            On the CPU.
+
+        Returns
+        -------
+        Maps [count, D, D, D]; the memory is that of as many grids on the way.
+        """
+        noise = self._weights.new_zeros(count, 2, *self.slicer.grid_shape)
+        for first, rows in self._slabs(_THIN_SLAB):
+            root = _roots(self._weights[rows])
+            for one in noise[..., first : first + _THIN_SLAB + 1, :, :]:
+                white = torch.randn(2, *root.shape[:2], generator=generator, dtype=torch.float64)
+                shares = torch.einsum("cij,pcj->cpi", root, white.to(root)).flatten(1)
+                _add_numerators(self._laid(shares, first, rows, _THIN_SLAB), one)
+        return torch.stack([self.slicer.adjoint_transform(torch.complex(*one)) for one in noise])
+
+    def _slabs(self, height: int = _SLAB) -> Iterator[tuple[int, slice]]:
+        """The cells a few planes of the grid at a time: the first plane, and which they are."""
+        planes, size_y, size_x = self.slicer.grid_shape
+        for first in range(0, planes, height):
+            last = min(first + height, planes)
+            edges = torch.tensor([first, last], device=self._cells.device) * size_y * size_x
+            yield first, slice(*torch.searchsorted(self._cells, edges).tolist())
+
+    def _laid(self, sums: Tensor, first: int, rows: slice, height: int = _SLAB) -> Tensor:
+        """The sums [cells, n] of a slab's cells on its part of the grid, [n, planes, Y, X]."""
         planes, *plane = self.slicer.grid_shape
         size = plane[0] * plane[1]
-        for first in range(0, planes, _SLAB):
-            last = min(first + _SLAB, planes)
-            edges = torch.tensor([first * size, last * size], device=self._cells.device)
-            start, stop = torch.searchsorted(self._cells, edges).tolist()
-            slab = sums.new_zeros((last - first) * size, sums.shape[1])
-            slab[self._cells[start:stop] - first * size] = sums[start:stop]
-            yield first, slab.T.contiguous().reshape(-1, last - first, *plane)
+        height = min(height, planes - first)
+        slab = sums.new_zeros(height * size, sums.shape[1])
+        slab[self._cells[rows] - first * size] = sums
+        return slab.T.contiguous().reshape(-1, height, *plane)
 
     def _shares(self, numerator: Coefficients, f: Tensor, flipped: Tensor) -> Tensor:
         """What each sample adds to the numerators of its cell, [points, 16 or 2]."""
@@ -193,6 +232,19 @@ def _moments(f: Tensor, weight: Tensor) -> Tensor:
         for j, x in enumerate(pairs[0]):
             torch.mul(zy, x, out=rows[3 * i + j])
     return rows
+
+
+def _roots(moments: Tensor) -> Tensor:
+    """Roots [cells, n, n] of the covariances of corners that cells' moments are (n = 8 or 1).
+
+    The symmetric ones, which are unique: the same draws on every device.
+    """
+    if moments.shape[1] == 1:
+        return moments.sqrt()[..., None]
+    products = torch.tensor(_PRODUCTS, device=moments.device)
+    values, vectors = torch.linalg.eigh(moments[:, products])
+    roots: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
+    return roots
 
 
 def _half_ball(slicer: Slicer) -> tuple[Tensor, Tensor]:

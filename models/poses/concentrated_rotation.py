@@ -36,8 +36,8 @@ class ConcentratedRotation(TorchDistribution):
     mode, where turns by 360 degrees about all axes meet.)
 
     ``w`` is in the molecule's frame, as the mode's columns are: the law of ``A R`` for a rotation
-    A of the laboratory has the mode ``A mode`` and the same scale. A covariance in the laboratory,
-    whose z is the viewing axis, is ``mode S mode^T``.
+    A of the laboratory has the mode ``A mode`` and the same scale. In the laboratory's frame,
+    whose z is the viewing axis, ``R = exp(hat(w)) @ mode``; its ``S`` is ``mode S mode^T``.
 
     Parameters
     ----------
@@ -48,6 +48,8 @@ class ConcentratedRotation(TorchDistribution):
     scale_tril
         Instead of ``scale``: lower triangle ``L`` with positive diagonal, ``S = L L^T``, radians,
         [*, 3, 3]. It takes the dtype of ``mode``, as ``scale`` does.
+    frame
+        ``"molecule"`` or ``"laboratory"``: whose axes ``w`` is about.
     validate_args
         False leaves out the checks of values (not of shapes).
 
@@ -85,8 +87,12 @@ class ConcentratedRotation(TorchDistribution):
         scale: Tensor | None = None,
         *,
         scale_tril: Tensor | None = None,
+        frame: str = "molecule",
         validate_args: bool | None = None,
     ) -> None:
+        known = frame in ("molecule", "laboratory")
+        require(known, "rotation frame", expected="molecule or laboratory", got=repr(frame))
+        self.frame = frame
         lower = _triangle(scale, scale_tril).to(mode)
         shape = _batch(mode, lower)
         if validate_args is not False:
@@ -111,15 +117,15 @@ class ConcentratedRotation(TorchDistribution):
         """The same distribution over a larger batch."""
         mode = self._mode.expand(*batch_shape, 3, 3)
         lower = self.scale_tril.expand(*batch_shape, 3, 3)
-        return ConcentratedRotation(mode, scale_tril=lower, validate_args=False)
+        return ConcentratedRotation(mode, scale_tril=lower, frame=self.frame, validate_args=False)
 
     def rsample(self, sample_shape: Sizes = torch.Size()) -> Rotations:
         """Draw rotations, [*sample, *batch, 3, 3], differentiable in mode and scale."""
         shape = torch.Size(sample_shape) + self.batch_shape + torch.Size([3, 1])
         normal = torch.randn(shape, dtype=self._mode.dtype, device=self._mode.device)
         x = (self.scale_tril / SCALE_AT_ORIGIN) @ normal
-        rotations: Rotations = self._mode @ _CHART(x[..., 0])
-        return rotations
+        turn: Rotations = _CHART(x[..., 0])
+        return turn @ self._mode if self.frame == "laboratory" else self._mode @ turn
 
     def log_prob(self, value: Rotations) -> Tensor:
         """Log density of rotations [*, 3, 3] with respect to Haar measure of total mass 1, [*].
@@ -131,7 +137,8 @@ class ConcentratedRotation(TorchDistribution):
         InputError
             If the values are not [*, 3, 3].
         """
-        x = _CHART.inv(self._mode.mT @ value)
+        back = self._mode.mT
+        x = _CHART.inv(value @ back if self.frame == "laboratory" else back @ value)
         lower = (self.scale_tril / SCALE_AT_ORIGIN).expand(*x.shape, 3)
         white = torch.linalg.solve_triangular(lower, x[..., None], upper=False)[..., 0]
         exponent = (x.square() - white.square()).sum(-1) / 2

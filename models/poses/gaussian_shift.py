@@ -78,5 +78,9 @@ class ShiftGridPrior(ShiftPrior):
         grid = ShiftGrid(self.grid.extent_A, self.grid.step_A * 2, self.grid.level - 1)
         return ShiftGridPrior(self.sigma, grid)
 
+    def finer(self) -> "ShiftGridPrior":
+        """The same prior on the grid of half the spacing."""
+        return ShiftGridPrior(self.sigma, self.grid.refined())
+
     def _exponent(self, points: Shifts) -> Tensor:
         return -(points**2).sum(-1) / (2 * self.sigma**2)

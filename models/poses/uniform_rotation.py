@@ -129,3 +129,8 @@ class RotationGridPrior(PosePrior):
         """The grid of the order below, with the same turn and symmetry."""
         order, turn = self.order - 1, self.turn
         return RotationGridPrior(order, symmetry=self.symmetry, turn=turn, like=turn)
+
+    def finer(self) -> "RotationGridPrior":
+        """The grid of the order above, with the same turn and symmetry."""
+        order, turn = self.order + 1, self.turn
+        return RotationGridPrior(order, symmetry=self.symmetry, turn=turn, like=turn)

@@ -32,7 +32,7 @@ class Volume(nn.Module, ABC):
 
     @abstractmethod
     def slices(self, coefficients: Tensor, rotation: Rotations) -> Coefficients:
-        """Central slices [*, m] at rotations [*, 3, 3]."""
+        """Central slices [*, m] at rotations [*, 3, 3]; batches of both are broadcast."""
 
     @abstractmethod
     def density(self, coefficients: Tensor) -> Maps:

@@ -30,28 +30,28 @@ class SpectralGaussian(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.independent(constraints.real, 3)
 
-    def __init__(self, tau2: Tensor, box: int) -> None:
+    def __init__(self, tau2: Tensor, box: int, shape: Sizes = ()) -> None:
         self.tau2, self.box = tau2, box
-        super().__init__(torch.Size(), torch.Size([box] * 3), validate_args=False)
+        super().__init__(torch.Size(shape), torch.Size([box] * 3), validate_args=False)
 
     def expand(
         self, batch_shape: Sizes, _instance: "SpectralGaussian | None" = None
     ) -> "SpectralGaussian":
-        """Only the empty batch is meant: one map explains every image."""
-        assert not batch_shape
-        return self
+        """The same law of a batch of maps: one map of each particle of an estimator."""
+        return SpectralGaussian(self.tau2, self.box, batch_shape)
 
     def rsample(self, sample_shape: Sizes = torch.Size()) -> Maps:
-        """Draw maps, [*sample, D, D, D]."""
-        shape = (*sample_shape, *self.event_shape)
+        """Draw maps, [*sample, *batch, D, D, D]."""
+        shape = self._extended_shape(sample_shape)
         white = torch.randn(shape, dtype=self.tau2.dtype).to(self.tau2.device)
         return ifft3(fft3(white) * spread(self.tau2, self.box).sqrt()).real
 
     def log_prob(self, value: Maps) -> Tensor:
-        """Log density in nats of maps [*, D, D, D]."""
+        """Log density in nats of maps [*, D, D, D], [*batch]."""
         power = shell_sum(fft3(value).abs() ** 2)
         counts = shell_counts(self.box).to(self.tau2)
-        return -(power / self.tau2 + counts * torch.log(2 * pi * self.tau2)).sum(-1) / 2
+        found = -(power / self.tau2 + counts * torch.log(2 * pi * self.tau2)).sum(-1) / 2
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
 
 class FourierVoxels(LinearVolume):
@@ -109,8 +109,17 @@ class FourierVoxels(LinearVolume):
         return SpectralGaussian(self.tau2, self.box)
 
     def slices(self, coefficients: Maps, rotation: Rotations) -> Coefficients:
-        """Central slices [*, m] of the map."""
-        return self.slicer.slices(coefficients, rotation)
+        """Central slices [*, m] of maps [*, D, D, D], their batches broadcast; maps one by one."""
+        if coefficients.dim() == 3:
+            return self.slicer.slices(coefficients, rotation)
+        axis = coefficients.dim() - 1  # of the maps' first batch dimension, from the end
+        rotation = rotation[(None,) * (axis - rotation.dim())]
+        if len(coefficients) == 1:
+            return self.slices(coefficients[0], rotation)
+        shares = rotation.movedim(-axis, 0)
+        shares = shares.expand(len(coefficients), *shares.shape[1:])
+        pairs = zip(coefficients, shares, strict=True)
+        return torch.stack([self.slices(*pair) for pair in pairs], 1 - axis)
 
     def density(self, coefficients: Maps) -> Maps:
         """The map itself."""

@@ -5,6 +5,7 @@ from math import log
 import pyro
 import pytest
 import torch
+from brute_force import dense_log_density
 from problems import make_problem
 from pyro import poutine
 from pyro.infer import (
@@ -17,16 +18,12 @@ from pyro.infer import (
     TraceGraph_ELBO,
 )
 from pyro.infer.autoguide import AutoDelta
-from torch.distributions import MultivariateNormal
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.optics import ctf
-
-from problems import dense_covariance  # isort: skip
 
 F64 = torch.float64
 
@@ -50,26 +47,6 @@ def known(problem, **more):
     """The values of every latent site, as the stack has them."""
     poses = {"rotation": problem.stack.rotation, "shift": problem.stack.shift}
     return {"volume": problem.volume, **{k: v.to(problem.volume) for k, v in poses.items()}} | more
-
-
-def dense_log_density(problem, rotation, shift):
-    """Log density of the real pixels of every image at a pose each, [N], by full covariances."""
-    model, stack, box = problem.model, problem.stack, problem.stack.box
-    slices = model.volume.slices(problem.volume, rotation)
-    plane = torch.fft.fftfreq(box, 1 / box).double()
-    ky, kx = torch.meshgrid(plane, plane, indexing="ij")
-    transfer = torch.ones(len(stack), box, box, dtype=F64)
-    if stack.optics is not None:
-        transfer = ctf(stack.optics, kx.flatten(), ky.flatten(), 5.0, box).reshape(-1, box, box)
-    angle = kx * shift[:, 0, None, None] + ky * shift[:, 1, None, None]
-    operator = transfer * torch.exp(-2j * torch.pi * angle / (box * 5.0))
-    clean = torch.fft.ifft2(torch.fft.fft2(model.band.unpack(slices)) * operator).real
-    scale, spread = model.contrast(torch.arange(len(stack)))
-    mean = scale[:, None, None] * clean
-    covariance = torch.stack([dense_covariance(v, box) for v in model.noise(stack.group)])
-    law = MultivariateNormal(mean.flatten(1), covariance * spread[:, None, None] ** 2)
-    pixels = stack.batch(torch.arange(len(stack)), full_band(box), F64).image
-    return law.log_prob(full_band(box).unpack(pixels).flatten(1))
 
 
 def test_sites():
@@ -261,7 +238,7 @@ def test_importance_sampling_of_shifts(seeded):
 def test_a_mixture_of_known_and_searched_is_refused():
     problem = make_problem(n=4)
     known_rotation = problem.continuous().guide.rotation
-    with pytest.raises(ValueError, match="both known, or both searched"):
+    with pytest.raises(ValueError, match="both searched, in the same way"):
         Guide(rotation=known_rotation, shift=Exact(), volume=Point(problem.volume))
 
 

@@ -24,6 +24,28 @@ def direct_slices(volume, rotations, band):
     return total * band.weight / box
 
 
+def dense_log_density(problem, rotation, shift):
+    """Log density of the real pixels of every image at a pose each, [N], by full covariances."""
+    model, stack, box = problem.model, problem.stack, problem.stack.box
+    slices = model.volume.slices(problem.volume, rotation)
+    plane = torch.fft.fftfreq(box, 1 / box).double()
+    ky, kx = torch.meshgrid(plane, plane, indexing="ij")
+    transfer = torch.ones(len(stack), box, box, dtype=F64)
+    if stack.optics is not None:
+        transfer = ctf(stack.optics, kx.flatten(), ky.flatten(), PIXEL_SIZE, box).reshape(
+            -1, box, box
+        )
+    angle = kx * shift[:, 0, None, None] + ky * shift[:, 1, None, None]
+    operator = transfer * torch.exp(-2j * torch.pi * angle / (box * PIXEL_SIZE))
+    clean = torch.fft.ifft2(torch.fft.fft2(model.band.unpack(slices)) * operator).real
+    scale, spread = model.contrast(torch.arange(len(stack)))
+    mean = scale[:, None, None] * clean
+    covariance = torch.stack([dense_covariance(v, box) for v in model.noise(stack.group)])
+    law = MultivariateNormal(mean.flatten(1), covariance * spread[:, None, None] ** 2)
+    pixels = stack.batch(torch.arange(len(stack)), full_band(box), F64).image
+    return law.log_prob(full_band(box).unpack(pixels).flatten(1))
+
+
 class BruteForce:
     """Every image at every pose by a full covariance of its pixels, in float64 [N, Q, T].
 

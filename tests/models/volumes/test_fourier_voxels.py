@@ -64,6 +64,45 @@ def test_gradient_of_the_prior_is_the_m_steps_precision(generator):
     torch.testing.assert_close(volume.grad, wanted, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("maps", "poses"),
+    [
+        ((3,), (3,)),
+        ((2, 1), (5,)),
+        ((2, 3), ()),
+        ((2, 1), (4, 1, 3)),
+        ((1, 3), (2, 1)),
+        ((), (2, 3)),
+    ],
+)
+def test_slices_of_many_maps_are_a_broadcast(maps, poses, generator):
+    voxels = FourierVoxels(6, dtype=F64)
+    volume = torch.randn(*maps, 6, 6, 6, generator=generator, dtype=F64)
+    number = torch.Size(poses).numel()
+    rotation = random_rotations(number, generator, F64).reshape(*poses, 3, 3)
+    found = voxels.slices(volume, rotation)
+    shape = torch.broadcast_shapes(maps, poses)
+    assert found.shape == (*shape, len(voxels.band))
+    volumes = volume.expand(*shape, 6, 6, 6).reshape(-1, 6, 6, 6)
+    rotations = rotation.expand(*shape, 3, 3).reshape(-1, 3, 3)
+    wanted = [voxels.slices(v, r[None])[0] for v, r in zip(volumes, rotations, strict=True)]
+    torch.testing.assert_close(found.reshape(-1, len(voxels.band)), torch.stack(wanted))
+
+
+def test_a_batch_of_priors(generator):
+    prior = SpectralGaussian(spectrum(6), 6)
+    many = prior.expand((4, 1))
+    assert many.batch_shape == (4, 1) and many.event_shape == (6, 6, 6)
+    volume = torch.randn(6, 6, 6, generator=generator, dtype=F64)
+    density = many.log_prob(volume)
+    assert density.shape == (4, 1) and (density == prior.log_prob(volume)).all()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        draws = many.sample((2,))
+    assert draws.shape == (2, 4, 1, 6, 6, 6)
+    assert len(set(draws.abs().sum((-1, -2, -3)).flatten().tolist())) == 8
+
+
 def test_slices_of_a_smaller_band(generator):
     volume = torch.randn(8, 8, 8, generator=generator, dtype=F64)
     voxels = FourierVoxels(8, dtype=F64)
