@@ -128,6 +128,12 @@ class DensePosterior:
         """Marginal posterior of the shifts, [n, T]."""
         return self.weights.sum(2)
 
+    def mode(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pose of each image: log joint over noise [n], [n, 3, 3], [n, 2] (A)."""
+        value, place = self.logits.flatten(1).max(1)
+        count = len(self.grid.rotations)
+        return value, self.grid.rotations[place % count], self.grid.shifts[place // count]
+
     def shift_power(self) -> Tensor:
         """Sum over the block of the posterior mean of |shift|^2 (float64)."""
         square = (self.grid.shifts**2).sum(-1)
@@ -143,7 +149,7 @@ class DensePosterior:
         near = within(grid.rotations, grid.rotations[best], 2.5 * grid.spacing_deg)
         mean = (by_rotation * near) @ grid.rotations.flatten(1)
         return PosteriorSummary(
-            log_evidence=self.log_evidence,
+            bound=self.log_evidence,
             rotation=roma.special_procrustes(mean.reshape(-1, 3, 3)),
             shift=by_shift @ grid.shifts,
             probability=peak,

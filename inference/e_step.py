@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import pi
 
 import torch
 from torch import Tensor
@@ -9,21 +10,24 @@ from torch import Tensor
 from cryoprob.checks import InputError
 from cryoprob.fourier.normal import Insertion
 from cryoprob.geometry.symmetry import point_group
-from cryoprob.inference.candidates import Candidates, Keep, fill_up, smallest_set
+from cryoprob.inference.candidates import Candidates, Keep
 from cryoprob.inference.dense import DenseGrid, blocks
+from cryoprob.inference.few_poses import add_few
 from cryoprob.inference.filtered import Filtered, filter_images
-from cryoprob.inference.guide import Guide
+from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.levels import Level, levels
+from cryoprob.inference.local_search import climb
 from cryoprob.inference.pruned import PrunedPass
+from cryoprob.inference.search import best_poses, coarse_candidates
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
+from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
-from cryoprob.models.image_likelihood import shift_phase
+from cryoprob.inference.treatments.modal import Modal
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
-__all__ = ["e_step"]
+__all__ = ["chunks", "e_step"]
 
 _CHUNK_BYTES = 2**27
 _CHUNK_IMAGES = 2048
@@ -38,10 +42,12 @@ def e_step(
     index: Tensor | None = None,
     *,
     symmetry: str = "C1",
+    draws: int = 4,
 ) -> Statistics:
     """Posteriors of images ``index`` (default all) at the guide's volume, and the M-step's sums.
 
     With a ``symmetry`` every slice is inserted at all equivalent orientations, in equal shares.
+    ``draws`` per image (and head) are taken of a q that has a density and is not on a grid.
 
     Memory: a chunk of filtered images (128 MiB) and one block of scores; with a whole grid
     searched at once, also its slices and their sums, [Q, 3 m].
@@ -49,23 +55,27 @@ def e_step(
     Raises
     ------
     InputError
-        If poses are searched whose prior is continuous.
+        If poses are searched whose prior is continuous, or q is on a grid and the search is not.
     """
     index = torch.arange(len(stack)) if index is None else index.cpu()
     with torch.no_grad():
         statistics = _nothing_yet(model, len(stack), symmetry)
-        run = _route(model, guide)
-        for images in _chunks(model, stack, index):
+        run = _route(model, guide, stack, draws)
+        for images in chunks(model, stack, index):
             statistics.add_power(images, model.noise.sigma2)
             run(images, statistics)
     return statistics
 
 
-def _route(model: ParticleModel, guide: Guide) -> Callable[[Filtered, Statistics], None]:
-    """What to do with a chunk of images; known poses alone need no grid."""
+def _route(
+    model: ParticleModel, guide: Guide, stack: ParticleStack, draws: int
+) -> Callable[[Filtered, Statistics], None]:
+    """What to do with a chunk of images; draws of poses need no grid."""
     rotation, shift, volume = guide.rotation, guide.shift, guide.volume.coefficients
-    if isinstance(rotation, Known) and isinstance(shift, Known):
-        return partial(_known, model, volume, rotation, shift)
+    if isinstance(rotation, Modal) and isinstance(shift, Modal):
+        return partial(_modal, model, volume, rotation, shift)
+    if isinstance(rotation, Drawn) and isinstance(shift, Drawn):
+        return partial(_drawn, model, volume, guide, stack, draws)
     fine = Level.of(model)
     if isinstance(rotation, Local) and isinstance(shift, Local):
         return partial(_local, model, volume, fine, rotation, shift)
@@ -75,12 +85,12 @@ def _route(model: ParticleModel, guide: Guide) -> Callable[[Filtered, Statistics
         return partial(_pruned, model, volume, rotation)
     raise InputError(
         "guide",
-        expected="rotation and shift both Known, both Local or both Exact",
+        expected="rotation and shift both Exact, Modal or Local, or both drawn",
         got=f"rotation {type(rotation).__name__}, shift {type(shift).__name__}",
     )
 
 
-def _chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterator[Filtered]:
+def chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterator[Filtered]:
     """Filtered images, optics group by optics group, within the memory of a chunk."""
     size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (12 * len(model.band))))
     group = stack.group[index]
@@ -134,35 +144,11 @@ def _pruned(
         return
     assert exact.mass is not None
     keep = Keep(exact.mass, exact.least, max(1, exact.least // 4))
-    candidates = _coarse(model, keep, size, volume, steps[0], images)
+    candidates = coarse_candidates(model, keep, size, volume, steps[0], images)
     for level in steps[1:]:
         candidates = PrunedPass(model, volume, level, images, candidates, size).scan(keep)
     search = PrunedPass(model, volume, fine, images, candidates, size)
     search.collect(search.scan(Keep(1.0) if exact.mass == 1 else _SUMMED), to)
-
-
-def _coarse(
-    model: ParticleModel,
-    keep: Keep,
-    block_bytes: int,
-    volume: Tensor,
-    level: Level,
-    images: Filtered,
-) -> Candidates:
-    """Candidates of the coarsest level, searched completely."""
-    grid = DenseGrid.at(model, volume, level)
-    cells, found, moves = level.rotation.cells(), [], []
-    for part, posterior in grid.posteriors(level.view(images, grid.band), block_bytes):
-        kept = smallest_set(posterior.rotation_weights, keep.share, keep.rotations)
-        kept = fill_up(kept, posterior.logits, 1, keep.rotations)
-        row, place = torch.nonzero(kept, as_tuple=True)
-        found.append((row + part.start, cells[place]))
-        kept = smallest_set(posterior.shift_weights, keep.share, keep.shifts)
-        moves.append(fill_up(kept, posterior.logits, 2, keep.shifts))
-    shift = torch.cat(moves)
-    every = torch.arange(shift.shape[1], device=shift.device).expand_as(shift)
-    row, cell = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Candidates.of(level.rotation.order, row, cell, every, shift)
 
 
 def _local(
@@ -194,26 +180,44 @@ def _neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> 
     return Candidates.of(rotation.order, row, cell, every, inside)
 
 
-def _known(
+def _modal(
     model: ParticleModel,
     volume: Tensor,
-    rotations: Known,
-    shifts: Known,
+    rotation: Modal,
+    shift: Modal,
     images: Filtered,
     to: Statistics,
 ) -> None:
-    """Score and insert the images at their given poses."""
-    rotation = rotations.values[images.index].to(images.transfer)
-    shift = shifts.values[images.index].to(images.transfer)
-    numerator = images.image * shift_phase(model.band, shift, model.pixel_size).conj()
-    slices = model.volume.slices(volume, rotation)
-    cross = torch.linalg.vecdot(reals(numerator), reals(slices))
-    energy = torch.linalg.vecdot(images.transfer, slices.abs().square())
-    group, sigma2 = int(images.group[0]), model.noise.sigma2[images.group[0]]
-    sums = (numerator.resolve_conj(), images.transfer, slices, rotation, model.band)
-    to.add_slices(group, *sums, sigma2)
-    to.shift_power += (shift**2).double().sum()
-    ones, zeros = torch.ones_like(cross), torch.zeros_like(cross)
-    evidence = images.noise_only + (cross - energy / 2).double()
-    summary = PosteriorSummary(evidence, rotation, shift, ones, zeros, cross, energy)
-    to.summary.put(images.index, summary)
+    """Search the best pose of every image, climb from there if asked, and insert it there."""
+    value, turn, move = best_poses(model, volume, rotation, images)
+    if rotation.polish:
+        optimum = climb(model, volume, images, turn, move, rotation.polish)
+        turn, move = optimum.rotation, optimum.shift
+        value = optimum.log_joint - torch.log(2 * pi * model.shift.sigma**2)
+    total = len(to.summary.bound)
+    rotation.note(images.index, turn, total)
+    shift.note(images.index, move, total)
+    nothing = torch.zeros_like(value)[None]
+    poses = Poses(turn[None], move[None], nothing, nothing)
+    add_few(model, volume, images, poses, lambda _: (nothing, value.double()), to)
+
+
+def _drawn(
+    model: ParticleModel,
+    volume: Tensor,
+    guide: Guide,
+    stack: ParticleStack,
+    draws: int,
+    images: Filtered,
+    to: Statistics,
+) -> None:
+    """Insert the images at draws from q (the given poses, where these are known)."""
+    size = max(1, _CHUNK_BYTES // (40 * draws * guide.drawn[0].heads * len(model.band)))
+    for part in blocks(len(images), size):
+        some = images.take(part)
+        like = some.transfer
+        batch = stack.batch(some.index, guide.band(model), like.dtype, like.device)
+        poses = guide.draw(batch, draws)
+        log_prior = guide.log_prior(model, poses)
+        shares = partial(guide.shares, poses, log_prior)
+        add_few(model, volume, some, poses, shares, to)

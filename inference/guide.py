@@ -1,15 +1,44 @@
 """The guide: one treatment per latent site."""
 
-from torch import nn
+from dataclasses import dataclass
 
-from cryoprob.checks import require
-from cryoprob.inference.treatments.base import Treatment
+import torch
+from torch import Tensor, nn
+
+from cryoprob.checks import InputError, require
+from cryoprob.fourier.bands import Band, full_band
+from cryoprob.inference.encoders.base import Encoder
+from cryoprob.inference.treatments.base import Drawn, Lawful, Treatment
+from cryoprob.inference.treatments.importance import Importance
 from cryoprob.inference.treatments.known import Known
+from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models import sites
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
+from cryoprob.types import Rotations, Shifts
 
-__all__ = ["Guide"]
+__all__ = ["Guide", "Poses"]
+
+
+@dataclass(frozen=True, eq=False)
+class Poses:
+    """K weighted draws of both pose sites for each of N images.
+
+    Attributes
+    ----------
+    rotation, shift
+        [K, N, 3, 3] and [K, N, 2] (Angstrom).
+    log_q
+        Log density of q at them, [K, N]; Diracs count 0.
+    log_weight
+        Log of their shares of the expectation under q, adding up to 1 over K, [K, N].
+    """
+
+    rotation: Rotations
+    shift: Shifts
+    log_q: Tensor
+    log_weight: Tensor
 
 
 class Guide(nn.Module):
@@ -25,25 +54,175 @@ class Guide(nn.Module):
     Raises
     ------
     InputError
-        If one of rotation and shift is known and the other is not (a mixture this version cannot
-        run).
+        For a mixture that has no E-step: one pose site searched on a grid and the other not, or
+        the two searched in unlike ways.
     """
 
     def __init__(self, *, rotation: Treatment, shift: Treatment, volume: Point) -> None:
         super().__init__()
-        known = isinstance(rotation, Known), isinstance(shift, Known)
-        require(
-            known[0] == known[1],
-            "guide",
-            expected="rotation and shift both known, or both searched",
-            got=f"rotation {type(rotation).__name__}, shift {type(shift).__name__}",
-            remedy="Use Known for both, or Exact (or Local) for both.",
-        )
+        _check_mixture(rotation, shift)
         self.rotation, self.shift, self.volume = rotation, shift, volume
 
     def forward(self, batch: Batch) -> None:
         """Sample every site that is not enumerated."""
+        self.forget()
         self.volume(sites.VOLUME, batch)
         with sites.particles(batch):
             self.rotation(sites.ROTATION, batch)
             self.shift(sites.SHIFT, batch)
+
+    def draw(self, batch: Batch, count: int) -> Poses:
+        """Draws of both pose sites, ``count`` for every head of the rotation's law.
+
+        Raises
+        ------
+        InputError
+            If a pose site gives no draws (it is searched on a grid).
+        """
+        self.forget()
+        rotation, shift = self.drawn
+        count = max([count, *(p.draws for p in self.drawn if isinstance(p, Importance))])
+        turns = rotation.draw(batch, count)
+        moves = shift.draw(batch, len(turns.value))
+        log_q = turns.log_q + moves.log_q
+        return Poses(
+            turns.value,
+            moves.value.expand(len(turns.value), *moves.value.shape[1:]),
+            log_q,
+            turns.log_weight.expand_as(log_q),
+        )
+
+    def log_score(self, batch: Batch, rotation: Rotations, shift: Shifts) -> Tensor:
+        """What inclusive objectives raise: log q at given poses [*, N, ...], summed, [*, N].
+
+        Sites that have no law of their own count nothing; a Dirac counts a squared distance.
+        """
+        found = [
+            part.law.log_score(part.numbers_of(batch), value)
+            for part, value in ((self.rotation, rotation), (self.shift, shift))
+            if isinstance(part, Lawful)
+        ]
+        got = _names(self.rotation, self.shift)
+        wanted = "a law at the rotation or the shift"
+        remedy = "Use PerImage or Amortized."
+        require(bool(found), "guide", expected=wanted, got=got, remedy=remedy)
+        return torch.stack(torch.broadcast_tensors(*found)).sum(0)
+
+    @property
+    def drawn(self) -> tuple[Drawn, Drawn]:
+        """The treatments of rotation and shift, for what needs draws of them.
+
+        Raises
+        ------
+        InputError
+            If one of them is searched on a grid.
+        """
+        if isinstance(self.rotation, Drawn) and isinstance(self.shift, Drawn):
+            return self.rotation, self.shift
+        raise InputError(
+            "guide",
+            expected="treatments of rotation and shift that give draws",
+            got=_names(self.rotation, self.shift),
+            remedy="Use Known, PerImage or Amortized, or the E-step, which sums over the grid.",
+        )
+
+    @property
+    def kind(self) -> str:
+        """What the guide's nats per image are: of which quantity, and whether it is a bound.
+
+        ``log_evidence`` (poses summed out, or given), ``elbo``, ``iwae``, or, where a continuous
+        site has a Dirac, ``profile_log_joint``, which bounds nothing.
+        """
+        parts = self.rotation, self.shift
+        if isinstance(self.rotation, Modal):
+            return "profile_log_joint" if self.rotation.polish else "elbo"
+        if any(not isinstance(p, Drawn) for p in parts) or all(
+            isinstance(p, Known) for p in parts
+        ):
+            return "log_evidence"
+        if not all(p.has_density or isinstance(p, Known) for p in self.drawn):
+            return "profile_log_joint"
+        return "iwae" if self.reweights else "elbo"
+
+    @property
+    def reweights(self) -> bool:
+        """Draws are weighted by importance."""
+        return any(isinstance(part, Importance) for part in (self.rotation, self.shift))
+
+    def log_prior(self, model: ParticleModel, poses: Poses) -> Tensor:
+        """Log prior density of the poses, [K, N]; given ones are conditioned on and count 0.
+
+        Raises
+        ------
+        InputError
+            If q is a density or a free Dirac, and the model's prior lives on a grid.
+        """
+        total = torch.zeros_like(poses.log_q)
+        for site, part, value in (
+            (sites.ROTATION, self.rotation, poses.rotation),
+            (sites.SHIFT, self.shift, poses.shift),
+        ):
+            if isinstance(part, Known):
+                continue
+            prior = getattr(model, site)
+            require(
+                not prior.enumerable,
+                f"{site} prior",
+                expected="a continuous prior, as the guide's law is",
+                got="a grid",
+                remedy="Use UniformRotation and GaussianShift, without discretize.",
+            )
+            total = total + prior.prior().log_prob(value)
+        return total
+
+    def shares(
+        self, poses: Poses, log_prior: Tensor, log_likelihood: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log weights of the poses [K, N], and the bound on each image's evidence [N] (float64).
+
+        Weights are the draws' own, and the bound is the ELBO; with ``Importance`` they are
+        proportional to p / q, and the bound is that of Burda et al. 2016, eq. 8 (IWAE).
+        """
+        ratio = (log_likelihood + log_prior - poses.log_q).double()
+        weighted = ratio + poses.log_weight
+        if self.reweights:
+            bound = torch.logsumexp(weighted, 0)
+            return (weighted - bound).to(log_likelihood), bound
+        share = poses.log_weight.exp().double()
+        return poses.log_weight, (share * ratio).sum(0)
+
+    def band(self, model: ParticleModel) -> Band:
+        """The frequencies of images that the model or an encoder looks at."""
+        looks = (part.band.radius for part in self.modules() if isinstance(part, Encoder))
+        return full_band(model.band.box).prefix(max([model.band.radius, *looks]))
+
+    def forget(self) -> None:
+        """Look anew at the next batch."""
+        for part in self.modules():
+            if isinstance(part, Encoder):
+                part.forget()
+
+
+def _check_mixture(rotation: Treatment, shift: Treatment) -> None:
+    """Raise InputError unless there is an E-step for the two."""
+    searched = rotation.searches, shift.searches
+    alike = type(rotation) is type(shift)
+    require(
+        alike if any(searched) else True,
+        "guide",
+        expected="rotation and shift both searched, in the same way, or neither",
+        got=_names(rotation, shift),
+        remedy="Use Exact, Modal or Local for both; Known, PerImage and Amortized mix freely.",
+    )
+    heads = shift.heads if isinstance(shift, Drawn) else 1
+    require(
+        heads == 1,
+        "guide",
+        expected="heads at the rotation only",
+        got=f"{heads} heads at the shift",
+        remedy="Give Heads to the rotation's law; each of its heads gets shifts of its own.",
+    )
+
+
+def _names(rotation: Treatment, shift: Treatment) -> str:
+    return f"rotation {type(rotation).__name__}, shift {type(shift).__name__}"

@@ -118,6 +118,24 @@ class PrunedPass:
         statistics.shift_power += moments.shift_power
         statistics.summary.put(self.images.index, moments.summary())
 
+    def modes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pose among the candidates: log joint over noise [n], [n, 3, 3], [n, 2] (A)."""
+        best = torch.full_like(self.images.transfer[:, 0], -torch.inf)
+        cell, move = torch.zeros_like(self.images.index), torch.zeros_like(self.images.index)
+        for region in self._regions():
+            for scores in self._scores(region):
+                rows, width = scores.rows, scores.logits.shape[2]
+                value, place = scores.logits.flatten(1).max(1)
+                better = value > best[rows]
+                at = scores.shift.gather(1, (place // width)[:, None])[:, 0]
+                for target, found in (
+                    (best, value),
+                    (cell, region.cells[place % width]),
+                    (move, at),
+                ):
+                    target[rows] = torch.where(better, found, target[rows])
+        return best, self.level.rotation.matrices(cell), self.points[move]
+
     @property
     def log_evidence(self) -> Tensor:
         """Log p(image | volume) over the poses scanned, [n] (float64)."""
@@ -237,7 +255,7 @@ class _Moments:
         prior = self.log_shift + self.mass * owner.log_rotation
         logit = self.log_weight + self.mass * owner.log_sum
         return PosteriorSummary(
-            log_evidence=owner.log_evidence,
+            bound=owner.log_evidence,
             rotation=roma.special_procrustes(self.turn.reshape(-1, 3, 3)),
             shift=self.shift / self.mass[:, None],
             probability=(owner.peak - owner.log_sum).exp(),

@@ -26,8 +26,9 @@ class PosteriorSummary:
 
     Attributes
     ----------
-    log_evidence
-        Log p(image | volume) in nats over all pixels, poses summed out, [N] (float64).
+    bound
+        Nats over all pixels, [N] (float64): log p(image | volume) where the poses are summed out
+        or given; what else it is says the guide's ``kind``.
     rotation, shift
         Mean around the posterior mode [N, 3, 3], and mean shift (Angstrom) [N, 2].
     probability
@@ -38,7 +39,7 @@ class PosteriorSummary:
         Posterior means of <filtered image, pose> and of the pose's whitened energy, [N].
     """
 
-    log_evidence: Tensor
+    bound: Tensor
     rotation: Tensor
     shift: Tensor
     probability: Tensor

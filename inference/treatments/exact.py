@@ -34,6 +34,7 @@ class Exact(Treatment):
     """
 
     enumerates = True
+    searches = True
 
     def __init__(
         self,

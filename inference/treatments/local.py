@@ -21,12 +21,13 @@ class Local(Treatment):
     """
 
     enumerates = True
+    searches = True
     values: Tensor
 
     def __init__(self, values: Tensor, radius: float, *, block_bytes: int = 2**23) -> None:
         super().__init__()
         require(radius > 0, "radius of the local search", expected="> 0", got=str(radius))
-        self.register_buffer("values", values)
+        self.register_buffer("values", values, persistent=False)
         self.radius, self.block_bytes = radius, block_bytes
 
     def forward(self, site: str, batch: Batch) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from brute_force import BruteForce
 from problems import make_problem, some_map
+from scipy import stats
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import Insertion
@@ -17,6 +18,7 @@ from cryoprob.inference.m_step import (
     Solution,
     fourier_weight,
     posterior_sample,
+    posterior_std,
     power,
     solve_volume,
     tau2_from_fsc,
@@ -42,7 +44,7 @@ def log_posterior(problem, statistics):
     """log p(X | V) + log p(V) at the guide's volume."""
     volume = problem.guide.volume.coefficients.data
     prior = problem.model.volume.prior().log_prob(volume)
-    return float(statistics.summary.log_evidence.sum() + prior)
+    return float(statistics.summary.bound.sum() + prior)
 
 
 def course(problem, steps=8, **options):
@@ -217,7 +219,7 @@ def test_noise_update_raises_the_evidence():
     values = []
     for _ in range(4):
         statistics = e_step(problem.model, problem.guide, problem.stack)
-        values.append(float(statistics.summary.log_evidence.sum()))
+        values.append(float(statistics.summary.bound.sum()))
         update_noise(problem.model, statistics)
     assert (torch.tensor(values, dtype=F64).diff() > 0).all()
 
@@ -332,16 +334,44 @@ def test_prior_power_from_half_maps():
     assert (tau2[4:] == tau2[3]).all()
 
 
-def test_posterior_draws_scatter_with_the_diagonal_precision(false_alarm):
-    problem = make_problem(n=10)
-    statistics = e_step(problem.model, problem.guide, problem.stack)
-    equations, tau2 = statistics.insertion.equations(), problem.model.volume.tau2
-    solution = solve_volume(equations, tau2, problem.volume)
+def dense_precision(equations, tau2):
+    """A + 1 / tau2 over all voxels."""
+    box = equations.slicer.band.box
+    voxels = torch.eye(box**3, dtype=F64).reshape(-1, box, box, box)
+    prior = 1 / tau2[shell_index_3d(box)]
+    columns = [equations.apply(v) + ifft3(fft3(v) * prior).real for v in voxels]
+    return torch.stack([column.flatten() for column in columns], 1)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_posterior_draws_have_the_exact_covariance(interpolation, false_alarm):
+    problem = make_problem(box=6, n=10, tau2=2.0, interpolation=interpolation)
+    insertion = e_step(problem.model, problem.guide, problem.stack).insertion
+    equations, tau2 = insertion.equations(), problem.model.volume.tau2
     generator = torch.Generator().manual_seed(6)
-    draws = [posterior_sample(equations, tau2, solution, generator) for _ in range(200)]
-    away = fft3(torch.stack(draws) - solution.volume).abs() ** 2
-    precision = solution.weight + 1 / tau2[shell_index_3d(8)]
-    ratio = shell_mean(away.mean(0) * precision)
-    # a mean of 200 exponentials or chi-squares per voxel, at least 1 voxel a shell: 5 errors
-    counts = torch.bincount(shell_index_3d(8).flatten()).double()
-    assert ((ratio - 1).abs() < 5 * (2 / (200 * counts)).sqrt()).all()
+    right, start = equations.right_side(), problem.volume
+    draws = [
+        posterior_sample(equations, tau2, right + noise, start, generator, 1e-4)
+        for noise in insertion.noise(50, generator)
+    ]
+    precision = dense_precision(equations, tau2)
+    mean = torch.linalg.solve(precision, right.flatten())
+    # in coordinates where the posterior is white, draw by draw and coordinate by coordinate
+    away = (torch.stack(draws).flatten(1) - mean) @ torch.linalg.cholesky(precision)
+    assert stats.kstest(away.flatten().numpy(), "norm").pvalue > false_alarm
+    square = away.square()
+    assert stats.kstest(square.sum(1).numpy(), stats.chi2(216).cdf).pvalue > false_alarm
+    assert stats.kstest(square.sum(0).numpy(), stats.chi2(50).cdf).pvalue > false_alarm
+
+
+def test_deviation_of_the_voxels():
+    problem = make_problem(n=10, tau2=20.0)
+    insertion = e_step(problem.model, problem.guide, problem.stack).insertion
+    equations, tau2 = insertion.equations(), problem.model.volume.tau2
+    wanted = dense_precision(equations, tau2).inverse().diagonal().sqrt().reshape(8, 8, 8)
+    assert float(wanted.max() / wanted.min()) > 1.6  # so the map of deviations is not flat
+    generator = torch.Generator().manual_seed(8)
+    found = posterior_std(equations, tau2, insertion.noise(16, generator), generator)
+    # 16 draws and some neighbors of each voxel; what is flattened adds to it
+    ratio = (found / wanted).log()
+    assert abs(float(ratio.mean())) < 0.05 and float(ratio.square().mean()) ** 0.5 < 0.1

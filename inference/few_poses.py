@@ -1,0 +1,62 @@
+"""A few weighted poses per image: scores, and their share of the M-step's sums."""
+
+from collections.abc import Callable
+
+import roma
+import torch
+from torch import Tensor
+
+from cryoprob.inference.filtered import Filtered
+from cryoprob.inference.guide import Poses
+from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
+from cryoprob.models.image_likelihood import shift_phase
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.types import Rotations
+
+__all__ = ["Scores", "add_few"]
+
+Scores = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From log p(image | pose) over noise, [K, n], to log weights [K, n] and the bound over noise [n]
+(float64)."""
+
+
+def add_few(
+    model: ParticleModel,
+    volume: Tensor,
+    images: Filtered,
+    poses: Poses,
+    scores: Scores,
+    to: Statistics,
+) -> None:
+    """Insert images of one optics group at K poses each, in the shares that ``scores`` gives."""
+    slices = model.volume.slices(volume, poses.rotation)
+    phase = shift_phase(model.band, poses.shift, model.pixel_size)
+    numerator = (images.image * phase.conj()).resolve_conj()
+    cross = torch.linalg.vecdot(reals(numerator), reals(slices))
+    energy = torch.linalg.vecdot(images.transfer, slices.abs().square())
+    log_weight, bound = scores(cross - energy / 2)
+    weight = log_weight.exp()
+    share = weight[..., None]
+    spread = images.transfer * share
+    flat = (part.flatten(0, 1) for part in (numerator * share, spread, slices, poses.rotation))
+    group = int(images.group[0])
+    to.add_slices(group, *flat, model.band, model.noise.sigma2[group])
+    to.shift_power += (weight * poses.shift.square().sum(-1)).double().sum()
+    summary = PosteriorSummary(
+        bound=images.noise_only + bound,
+        rotation=_mean(poses.rotation, weight),
+        shift=(share * poses.shift).sum(0),
+        probability=weight.max(0).values,
+        entropy=-(weight * poses.log_q).sum(0),
+        cross=(weight * cross).sum(0),
+        energy=(weight * energy).sum(0),
+    )
+    to.summary.put(images.index, summary)
+
+
+def _mean(rotation: Rotations, weight: Tensor) -> Rotations:
+    """Weighted mean over the first axis; one rotation is its own, to the last bit."""
+    if len(rotation) == 1:
+        return rotation[0]
+    mean: Rotations = roma.special_procrustes((weight[..., None, None] * rotation).sum(0))
+    return mean

@@ -1,0 +1,68 @@
+"""Objectives: what a guide's free numbers are trained to raise, per image."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from cryoprob.inference.guide import Guide, Poses
+from cryoprob.inference.treatments.known import Known
+from cryoprob.models import sites
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.particles import Batch
+
+__all__ = ["Objective", "Terms", "log_terms"]
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """The two halves of ``log p(image, pose)``, each [K, N]."""
+
+    prior: Tensor
+    likelihood: Tensor
+
+
+class Objective(ABC):
+    """A number per image that training raises.
+
+    Attributes
+    ----------
+    kind
+        ``elbo``, ``iwae``, ``profile_log_joint``, or ``inclusive`` where it raises log q at
+        known poses and is no statement about an image.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+        """The objective of each image of the batch, [N], nats."""
+
+
+def log_terms(
+    model: ParticleModel, guide: Guide, volume: Tensor, poses: Poses, batch: Batch
+) -> Terms:
+    """Log densities of the model's own sites, image by image, at drawn poses.
+
+    The model is run under Pyro's handlers as it is; whatever sites it has inside the particle
+    plate count, the given ones (``Known``) excepted.
+    """
+    values = {sites.VOLUME: volume, sites.ROTATION: poses.rotation, sites.SHIFT: poses.shift}
+    trace = poutine.trace(poutine.condition(model, values)).get_trace(batch)
+    given = {
+        site
+        for site, part in ((sites.ROTATION, guide.rotation), (sites.SHIFT, guide.shift))
+        if isinstance(part, Known)
+    }
+    prior, likelihood = torch.zeros_like(poses.log_q), torch.zeros_like(poses.log_q)
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or name in given or not node["cond_indep_stack"]:
+            continue
+        found = node["fn"].log_prob(node["value"])
+        if name == sites.IMAGE:
+            likelihood = likelihood + found
+        else:
+            prior = prior + found
+    return Terms(prior, likelihood)

@@ -1,0 +1,37 @@
+"""Learning from images drawn from the model itself: neural posterior estimation."""
+
+from dataclasses import replace
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.objectives.base import Objective
+from cryoprob.models import sites
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.particles import Batch
+
+__all__ = ["Sleep"]
+
+
+class Sleep(Objective):
+    """``log q(pose | image)`` at poses and images that the model draws: never short of data.
+
+    Its optimum over all q is the exact posterior (``E KL(p || q)``, inclusive: q covers all modes,
+    where the ELBO's picks one). The real images lend only their CTFs and noise. Hinton et al.
+    1995 (wake-sleep); Le et al. 2019, "Revisiting reweighted wake-sleep".
+    """
+
+    kind = "inclusive"
+
+    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+        """Log q at the drawn poses, [N]."""
+        with torch.no_grad():
+            free = poutine.condition(poutine.uncondition(model), {sites.VOLUME: volume})
+            nodes = poutine.trace(free).get_trace(batch).nodes
+        rotation, shift, image = (
+            nodes[site]["value"] for site in (sites.ROTATION, sites.SHIFT, sites.IMAGE)
+        )
+        guide.forget()
+        return guide.log_score(replace(batch, image=image), rotation, shift)

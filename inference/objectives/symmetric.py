@@ -1,0 +1,58 @@
+"""The symmetric loss of CryoAI: an image, and the same turned by 180 degrees."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cryoprob.inference.guide import Guide, Poses
+from cryoprob.inference.objectives.base import Objective, log_terms
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.particles import Batch
+
+__all__ = ["Symmetric", "turned"]
+
+
+def turned(batch: Batch) -> Batch:
+    """The batch with every image turned by 180 degrees in its plane.
+
+    The transform of a turned image is the complex conjugate; the CTF is even and stays.
+    """
+    return replace(batch, image=batch.image.conj().resolve_conj())
+
+
+class Symmetric(Objective):
+    """The better of two candidates per image, or their log mean: both are read off by q.
+
+    The encoder looks at the image and at the image turned by 180 degrees; what it says of the
+    latter, turned back, is a second hypothesis for the former. It keeps encoders from minima
+    with a spurious planar symmetry. Levy et al. 2022 (CryoAI), sec. 3.4.
+
+    Parameters
+    ----------
+    smooth
+        ``log (p_1 + p_2) / 2`` of the candidates (between the better one minus log 2, and it), in
+        place of the better one.
+    """
+
+    kind = "profile_log_joint"
+
+    def __init__(self, *, smooth: bool = False) -> None:
+        self.smooth = smooth
+
+    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+        """The objective of each image, [N]."""
+        ratios = []
+        for poses in (guide.draw(batch, 1), _turned_back(guide.draw(turned(batch), 1))):
+            terms = log_terms(model, guide, volume, poses, batch)
+            ratio = terms.likelihood + terms.prior - poses.log_q
+            ratios.append((poses.log_weight.exp() * ratio).sum(0))
+        both = torch.stack(ratios)
+        if self.smooth:
+            return torch.logsumexp(both, 0) - torch.log(both.new_tensor(2.0))
+        return both.max(0).values
+
+
+def _turned_back(poses: Poses) -> Poses:
+    half = torch.tensor([-1.0, -1.0, 1.0]).to(poses.rotation)
+    return replace(poses, rotation=half[:, None] * poses.rotation, shift=-poses.shift)

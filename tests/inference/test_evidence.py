@@ -1,0 +1,187 @@
+"""The gap budget: rows that add up, gaps that are never negative, prices by brute force."""
+
+import pytest
+import torch
+from brute_force import BruteForce
+from problems import make_problem
+
+from cryoprob.inference.cells import CellMasses, law_masses
+from cryoprob.inference.e_step import e_step
+from cryoprob.inference.evidence import budget, discretization, prices, scores
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.laws.heads import Heads
+from cryoprob.inference.laws.rotations import ConcentratedLaw, DiracRotation
+from cryoprob.inference.laws.shifts import DiracShift, NormalShift
+from cryoprob.inference.levels import Level
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.modal import Modal
+from cryoprob.inference.treatments.per_image import PerImage
+from cryoprob.inference.treatments.point import Point
+
+EVERY = torch.arange(6)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem(order=1, refine=1, signal=3.0, contrast=False)
+
+
+def law_guide(problem, rotation, shift):
+    turns = PerImage(rotation, problem.stack.rotation)
+    moves = PerImage(shift, problem.stack.shift)
+    return Guide(rotation=turns, shift=moves, volume=Point(problem.volume))
+
+
+def guides(problem):
+    point = Point(problem.volume)
+    found = {
+        "exact": Guide(rotation=Exact(), shift=Exact(), volume=point),
+        "pruned": Guide(rotation=Exact(0.9, least=1, coarse_order=0), shift=Exact(), volume=point),
+        "modal": Guide(rotation=Modal(), shift=Modal(), volume=point),
+        "beam": Guide(
+            rotation=Modal(1, coarse_order=0), shift=Modal(1, coarse_order=0), volume=point
+        ),
+        "svi": law_guide(problem, ConcentratedLaw(40.0), NormalShift(3.0)),
+        "fixed": law_guide(
+            problem, ConcentratedLaw(40.0, fixed=True), NormalShift(3.0, fixed=True)
+        ),
+        "heads": law_guide(problem, Heads(ConcentratedLaw(40.0), 3), NormalShift(3.0)),
+        "dirac": law_guide(problem, DiracRotation(), DiracShift(3.0)),
+        "dirac heads": law_guide(problem, Heads(DiracRotation(), 3), DiracShift(3.0)),
+    }
+    for name in ("modal", "beam"):
+        e_step(problem.model, found[name], problem.stack)
+    return found
+
+
+@pytest.fixture(scope="module")
+def budgets(problem):
+    free = problem.continuous().model
+    found = {}
+    for name, guide in guides(problem).items():
+        found[name] = budget(free, problem.model, guide, problem.stack, EVERY)
+    return found
+
+
+def by_image(found):
+    """In the order of the stack (optics groups come one after the other)."""
+    return found.index.argsort()
+
+
+def test_the_evidence_by_brute_force(problem, budgets):
+    wanted = BruteForce(problem).evidence
+    for found in budgets.values():
+        torch.testing.assert_close(found.evidence[by_image(found)], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_add_up_and_no_gap_is_negative(budgets):
+    for name, found in budgets.items():
+        total = found.bound + found.approximation + found.remainder
+        torch.testing.assert_close(total, found.evidence, rtol=0, atol=1e-9, msg=name)
+        assert (found.approximation > -1e-9).all() and (found.remainder > -1e-9).all(), name
+
+
+def test_exact_has_no_gap_and_pruning_costs_at_most_its_mass(problem, budgets):
+    assert float(budgets["exact"].gap.abs().max()) < 1e-9
+    assert (budgets["pruned"].gap > 0).any()
+    point = Point(problem.volume)
+    whole = Exact(1.0, coarse_order=0)
+    all_mass = Guide(rotation=whole, shift=Exact(), volume=point)
+    found = budget(problem.model, problem.model, all_mass, problem.stack, EVERY)
+    assert float(found.gap.abs().max()) < 1e-6
+
+
+def test_a_dirac_costs_minus_the_log_of_its_cell(problem, budgets):
+    mass = BruteForce(problem).weights.flatten(1).amax(1)
+    for name in ("modal", "beam", "dirac"):
+        found = budgets[name]
+        wanted = -mass.log()[found.index]
+        torch.testing.assert_close(found.approximation, wanted, rtol=1e-8, atol=1e-8)
+    assert float(budgets["modal"].remainder.abs().max()) < 1e-9
+    assert float(budgets["beam"].remainder.max()) > 1e-3
+
+
+def test_a_bound_by_a_plain_sum(problem):
+    """Sum over cells of q (log p(x, h) - log q), with q made cell by cell in Python."""
+    guide = guides(problem)["heads"]
+    brute = BruteForce(problem)
+    found = budget(problem.continuous().model, problem.model, guide, problem.stack, EVERY)
+    law_r, law_t = guide.rotation.law, guide.shift.law
+    turns, moves = brute.rotations, brute.shifts
+    for n in range(6):
+        density = law_r(guide.rotation.numbers[n]).log_prob(turns)
+        mass_r = density.exp() / density.exp().sum()
+        density = law_t(guide.shift.numbers[n]).log_prob(moves)
+        mass_t = density.exp() / density.exp().sum()
+        q = mass_r[:, None] * mass_t
+        wanted = (q * (brute.joint[n] - torch.log(q.clamp(min=1e-300)))).sum()
+        at = int((found.index == n).nonzero())
+        assert float(found.bound[at]) == pytest.approx(float(wanted.detach()), abs=1e-8)
+
+
+def test_a_wider_family_has_the_smaller_approximation_gap(budgets):
+    """More free numbers, and more heads, to what the optimizer leaves over (0.02 nats)."""
+    chain = [("fixed", "svi"), ("dirac", "dirac heads"), ("dirac", "svi")]
+    for narrow, wide in chain:
+        assert (budgets[wide].approximation <= budgets[narrow].approximation + 0.02).all()
+    more = float(budgets["heads"].approximation.mean())
+    assert more < float(budgets["svi"].approximation.mean()) + 0.02
+
+
+@pytest.mark.parametrize("width", [25.0, 60.0])
+def test_cell_masses_by_counting(problem, width, false_alarm):
+    """Draws of a law fall into the cells as often as their masses say (cells of 30 degrees)."""
+    from scipy.stats import chi2
+
+    law = ConcentratedLaw(width)
+    numbers = law.numbers(problem.stack.rotation[:1])
+    level = Level.of(problem.model)
+    turns = level.rotation.matrices()
+    mass = law_masses(law, numbers, turns, 2).exp()[0]
+    torch.manual_seed(1)
+    drawn = law(numbers).sample((4000,))[:, 0]
+    cells = torch.cdist(drawn.flatten(1), turns.flatten(1)).argmin(1)
+    counts = torch.bincount(cells, minlength=len(turns)).double()
+    order = mass.argsort(descending=True)
+    expected = 4000 * mass[order]
+    big = expected > 20
+    # the midpoint rule is off by a few percent where a cell is as wide as the law
+    slack = 0.12 * expected
+    away = ((counts[order] - expected).abs() - slack).clamp(min=0)[big]
+    statistic = float((away**2 / expected[big]).sum())
+    assert statistic < chi2.isf(false_alarm, int(big.sum()))
+    assert float(mass.sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_the_grids_own_error(problem):
+    finer = make_problem(order=2, refine=2, signal=3.0, contrast=False)
+    wanted = BruteForce(finer).evidence - BruteForce(problem).evidence
+    found = discretization(problem.model, problem.volume, problem.stack, EVERY)
+    order = torch.cat(
+        [p.index for p in scores(problem.model, problem.volume, problem.stack, EVERY)]
+    )
+    torch.testing.assert_close(found, wanted[order], rtol=1e-8, atol=1e-8)
+
+
+def test_prices_by_brute_force(problem):
+    brute = BruteForce(problem)
+    log_p = brute.weights.flatten(1).log()
+    for found in scores(problem.model, problem.volume, problem.stack, EVERY):
+        cost = prices(found, mass=0.9, factor=3.0)
+        for row, n in enumerate(found.index.tolist()):
+            ranked = brute.weights[n].flatten().sort(descending=True).values
+            count = int((ranked.cumsum(0) < 0.9).sum()) + 1
+            wanted = -torch.log(ranked[:count].sum())
+            assert float(cost["pruning"][row]) == pytest.approx(float(wanted), abs=1e-9)
+            assert float(cost["one cell"][row]) == pytest.approx(-float(log_p[n].max()), abs=1e-9)
+            likelihood = (brute.joint[n] - brute.log_prior).flatten()
+            flat_prior = brute.log_prior.expand_as(brute.joint[n]).flatten()
+            hot = (flat_prior + 3 * likelihood).log_softmax(0)
+            wanted = (hot.exp() * (hot - log_p[n])).sum()
+            assert float(cost["tempering"][row]) == pytest.approx(float(wanted), abs=1e-7)
+
+
+def test_entropy_of_empty_cells():
+    nothing = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=torch.float64)
+    masses = CellMasses(nothing, torch.tensor([[0.5, 0.5]], dtype=torch.float64).log())
+    assert float(masses.entropy()) == pytest.approx(float(torch.tensor(2.0).log()))
