@@ -17,8 +17,8 @@ from torch import Tensor
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.build import build_model
 from cryoprob.inference.e_step import e_step
-from cryoprob.inference.em import Half, pack_half, unpack_half
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.half import Half, pack_half, unpack_half
 from cryoprob.inference.levels import Level
 from cryoprob.inference.m_step import solve_volume, update_noise
 from cryoprob.inference.schedule import Schedule
@@ -130,7 +130,7 @@ class AbInitio:
         record |= {"start": state.number + 1, "iteration": state.iteration}
         state.history.append(record)
         if state.iteration == self.schedule.start_steps + _FULL_STEPS:
-            self._finish(state, record["log_evidence"])
+            self._finish(state, record["bound"])
         return {**record, "seconds": perf_counter() - began}
 
     def restore(self, content: dict[str, Any], stack: ParticleStack) -> AbInitioState:
@@ -138,7 +138,7 @@ class AbInitio:
         state = AbInitioState(**{name: content[name] for name in _PLAIN})
         state.starts = [Start(volume, evidence) for volume, evidence in content["starts"]]
         if content["current"] is not None:
-            state.current = self._new(stack, content["current"]["volume"])
+            state.current = self._new(stack, content["current"]["guide"]["volume.coefficients"])
             unpack_half(state.current, content["current"])
         return state
 
@@ -183,7 +183,7 @@ class AbInitio:
         new = solve_volume(equations, model.linear_volume.tau2, old, tolerance=1e-3).volume
         guide.volume.coefficients.data = self._constrain(0.7 * old + 0.3 * new, model)
         update_noise(model, statistics, rate=0.2)
-        return self._record(state, statistics.summary.log_evidence[index])
+        return self._record(state, statistics.summary.bound[index])
 
     def _full(self, state: AbInitioState, stack: ParticleStack) -> dict[str, Any]:
         model, guide = state.running.model, state.running.guide
@@ -195,7 +195,7 @@ class AbInitio:
         new = solve_volume(equations, model.linear_volume.tau2, old, tolerance=1e-3).volume
         guide.volume.coefficients.data = self._constrain(new, model)
         update_noise(model, statistics)
-        return self._record(state, statistics.summary.log_evidence[index])
+        return self._record(state, statistics.summary.bound[index])
 
     def _finish(self, state: AbInitioState, log_evidence: float) -> None:
         volume = state.running.guide.volume.coefficients.data.clone()
@@ -226,7 +226,7 @@ class AbInitio:
         model = state.running.model
         band = model.band
         return {
-            "log_evidence": float(log_evidence.mean()),
+            "bound": float(log_evidence.mean()),
             "kind": f"log_evidence, nats per image of {band.box} pixels",
             "resolution_A": band.box * model.pixel_size / band.radius,
             "radius": band.radius,

@@ -5,10 +5,13 @@ import torch
 from cryoprob.fourier.shells import shell_mean
 from cryoprob.fourier.transforms import fft3
 from cryoprob.inference.e_step import e_step
-from cryoprob.inference.em import Half
+from cryoprob.inference.grids import on_grid
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.half import Half
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.known import Known
+from cryoprob.inference.treatments.local import Local
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
@@ -26,21 +29,21 @@ def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmet
     The ladder starts where the map's projections would carry all of the images' power.
     """
     model, point = half.model, half.guide.volume
-    if not isinstance(half.guide.rotation, Exact):
+    if isinstance(half.guide.rotation, Known | Local):
         return "The reference's grey scale is taken as it is."
     model.linear_volume.set_band(schedule.radius(stack.box, 4))
     given = point.coefficients.data
-    model.rotation = UniformRotation(given.dtype, given.device).discretize(1, symmetry=symmetry)
+    turns = UniformRotation(given.dtype, given.device).discretize(1, symmetry=symmetry)
     extent = schedule.shift_extent * stack.pixel_size
     prior = GaussianShift(extent / 2, given.dtype, given.device)
-    model.shift = prior.discretize(extent, extent / 3)
+    searched = on_grid(model, turns, prior.discretize(extent, extent / 3))
     power = shell_mean(fft3(given).abs() ** 2)[1:5].mean() * stack.box
     top = (model.noise.sigma2[:, 1:5].mean() / power.clamp(min=1e-30)).sqrt()
     index = half.index[:: max(1, len(half.index) // _IMAGES)][:_IMAGES]
     scores = []
     for factor in [*(float(top) * f for f in _FACTORS.tolist()), 1.0]:
         guide = Guide(rotation=Exact(), shift=Exact(), volume=Point(factor * given))
-        evidence = e_step(model, guide, stack, index).summary.log_evidence[index]
+        evidence = e_step(searched, guide, stack, index).summary.bound[index]
         scores.append((float(evidence.mean()), factor))
     best, factor = max(scores)
     if best < scores[-1][0] + 0.1:

@@ -1,4 +1,4 @@
-"""Models and guides of exact EM, built from a stack and a schedule."""
+"""Models and guides, built from a stack, a family and a schedule."""
 
 from math import pi
 
@@ -7,13 +7,12 @@ from torch import Tensor
 
 from cryoprob.checks import InputError
 from cryoprob.fourier.bands import full_band
+from cryoprob.inference.families import Family, Recipe
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.base import Treatment
-from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
-from cryoprob.inference.treatments.point import Point
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.noises.radial_noise import RadialNoise
 from cryoprob.models.particle_model import ParticleModel
@@ -21,7 +20,6 @@ from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.particles import ParticleStack
-from cryoprob.types import Maps
 
 __all__ = ["build_guide", "build_model", "image_power", "noise_log_density"]
 
@@ -94,21 +92,22 @@ def build_model(
     )
 
 
-def build_guide(
-    model: ParticleModel, start: Maps, schedule: Schedule, stack: ParticleStack, poses: str
-) -> Guide:
-    """Exact poses (pruned by the schedule), known ones, or a local search around them."""
-    like = model.linear_volume.tau2
-    volume = Point(start.to(like))
+def build_guide(recipe: Recipe, row: Family, stack: ParticleStack, poses: str) -> Guide:
+    """The family's guide; or known poses, or the exact search around them.
+
+    Raises
+    ------
+    InputError
+        If poses are wanted and the particles have none.
+    """
     if poses == "ignore":
-        mass = None if schedule.mass == 1 else schedule.mass
-        exact = Exact(mass, coarse_order=schedule.coarse_order)
-        return Guide(rotation=exact, shift=exact, volume=volume)
+        return row.guide(recipe)
     if stack.rotation is None or stack.shift is None:
         raise InputError(f"poses = {poses!r}", expected="particles with poses", got="none")
+    like = recipe.model.linear_volume.tau2
     rotation, shift = stack.rotation.to(like), stack.shift.to(like)
     treatments: tuple[Treatment, Treatment] = (Known(rotation), Known(shift))
     if poses == "local":
-        reach = 2 * schedule.shift_step * stack.pixel_size
+        reach = 2 * recipe.plan.shift_step * stack.pixel_size
         treatments = (Local(rotation, 12.0), Local(shift, reach))
-    return Guide(rotation=treatments[0], shift=treatments[1], volume=volume)
+    return Guide(rotation=treatments[0], shift=treatments[1], volume=recipe.point)

@@ -9,8 +9,8 @@ from cryoprob.inference.schedule import Schedule
 
 __all__ = ["FAMILIES", "POSES", "FitConfig"]
 
-FAMILIES = ("exact-em",)
-"""Inference families of this version."""
+FAMILIES = ("exact-em", "modal-em", "amortized-modal", "svi", "amortized-vi")
+"""Families of inference, in the order of the review's table."""
 
 POSES = ("ignore", "known", "local")
 """What is done with the poses of the STAR file."""
@@ -79,6 +79,13 @@ class FitConfig:
             require(value in known, f"--{name}", expected=" or ".join(known), got=repr(value))
         require(
             self.low_pass_A > 0, "--low-pass", expected="Angstrom > 0", got=f"{self.low_pass_A}"
+        )
+        require(
+            self.poses == "ignore" or self.family == "exact-em",
+            f"--family {self.family}",
+            expected="poses that are to be inferred (--poses ignore)",
+            got=f"--poses {self.poses}",
+            remedy="Known poses leave nothing to infer, and the local search is exact-em's.",
         )
         require(
             self.poses != "local" or self.schedule.coarse_order > 0,

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import shell_mean
-from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.e_step import e_step
-from cryoprob.inference.guide import Guide
+from cryoprob.inference.grids import pose_grids
+from cryoprob.inference.half import Half, pack_half, unpack_half
+from cryoprob.inference.learn import Learner, seeded
 from cryoprob.inference.m_step import (
     Solution,
+    lift_tau2,
     solve_volume,
     tau2_from_fsc,
     update_contrast,
@@ -23,35 +25,17 @@ from cryoprob.inference.m_step import (
 )
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
-from cryoprob.inference.statistics import PosteriorSummary, Statistics
-from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.statistics import Statistics
+from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.known import Known
+from cryoprob.inference.treatments.local import Local
 from cryoprob.metrics.fsc import fsc, last_shell
-from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.gaussian_shift import GaussianShift
-from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.particles import ParticleStack
 
-__all__ = ["EMState", "ExactEM", "Half", "pack_half", "unpack_half"]
+__all__ = ["EM", "EMState"]
 
 _SHARP, _ONE_CELL = 0.3, 0.7
 _PLAIN = ("iteration", "order", "shell", "best", "stalled", "done", "history")
-
-
-@dataclass(eq=False)
-class Half:
-    """One independent reconstruction: its model, guide and images."""
-
-    model: ParticleModel
-    guide: Guide
-    index: Tensor
-    solution: Solution | None = None
-
-    @property
-    def solved(self) -> Solution:
-        """The last solution; there is one after the first M-step."""
-        assert self.solution is not None
-        return self.solution
 
 
 @dataclass(eq=False)
@@ -102,38 +86,9 @@ class EMState:
             unpack_half(half, packed)
 
 
-def pack_half(half: Half) -> dict[str, Tensor]:
-    """The numbers of a model and its volume."""
-    model = half.model
-    return {
-        "volume": half.guide.volume.coefficients.data,
-        "tau2": model.linear_volume.tau2,
-        "sigma2": model.noise.sigma2,
-        "shift_sigma": model.shift.sigma,
-        "scale": model.contrast.scale,
-        "spread": model.contrast.spread,
-        "radius": torch.tensor(model.band.radius),
-    }
-
-
-def unpack_half(half: Half, packed: dict[str, Tensor]) -> None:
-    """Put the numbers of a checkpoint back."""
-    model = half.model
-    model.linear_volume.set_band(int(packed["radius"]))
-    half.guide.volume.coefficients.data = packed["volume"].to(model.linear_volume.tau2)
-    for name, target in (
-        ("tau2", model.linear_volume.tau2),
-        ("sigma2", model.noise.sigma2),
-        ("shift_sigma", model.shift.sigma),
-        ("scale", model.contrast.scale),
-        ("spread", model.contrast.spread),
-    ):
-        target.copy_(packed[name])
-
-
 @dataclass(frozen=True)
-class ExactEM:
-    """EM over discretized poses (or known ones): E-step, closed-form M-step, schedule.
+class EM:
+    """EM of every family: the guide's E-step, a closed-form M-step, a schedule.
 
     Parameters
     ----------
@@ -145,18 +100,21 @@ class ExactEM:
         Mask applied to the maps.
     symmetry
         Point group.
+    learner
+        Trains what q learns by steps, before each E-step (none for searches and known poses).
     """
 
     schedule: Schedule
     seed: int
     solvent: Solvent
     symmetry: str = "C1"
+    learner: Learner | None = None
 
     def step(self, state: EMState, stack: ParticleStack) -> dict[str, Any]:
         """One E-step and M-step of every half; returns (and appends) the step's record."""
         began = perf_counter()
         grew = self._plan(state)
-        parts = [self._e_step(half, stack) for half in state.halves]
+        parts = [self._expect(state, half, n, stack) for n, half in enumerate(state.halves)]
         for half, statistics in zip(state.halves, parts, strict=True):
             self._m_step(state, half, statistics, rounds=2 if grew else 1)
         self._resolve(state, stack.box)
@@ -164,17 +122,21 @@ class ExactEM:
         state.history.append(record)
         return {**record, "seconds": perf_counter() - began}
 
-    def posterior(
-        self, state: EMState, stack: ParticleStack
-    ) -> tuple[PosteriorSummary, NormalEquations]:
-        """Posterior of every image at the final volume(s), and the normal equations of all."""
-        first, *others = state.halves
-        summary, equations = self._look(first, stack)
-        for half in others:
-            more, part = self._look(half, stack)
-            summary.put(half.index, more.take(half.index))
-            equations = equations + part
-        return summary, equations
+    def _expect(self, state: EMState, half: Half, number: int, stack: ParticleStack) -> Statistics:
+        """The E-step; what q learns by steps is learned first."""
+        if self.learner is not None:
+            with seeded(self.seed * 100003 + 2 * state.iteration + number):
+                self.learner.learn(half, stack, state.iteration, state.order)
+        return self.e_step(half, stack, 2 * state.iteration + number)
+
+    def regrid(self, state: EMState) -> None:
+        """Put the grids of the last step in place, for a state that comes from a checkpoint."""
+        if not state.history:
+            return
+        for number, half in enumerate(state.halves):
+            if not half.model.rotation.enumerable:
+                order = state.history[-1]["order"]
+                self._grids(half, order, 2 * (state.iteration - 1) + number)
 
     def solve(self, half: Half, equations: NormalEquations) -> Solution:
         """The map of some normal equations under a half's prior."""
@@ -202,32 +164,37 @@ class ExactEM:
         While an image leaves many cells open a finer grid costs much and tells little; where most
         of it lies in one cell the grid is what limits it.
         """
-        plan = self.schedule
-        sharpness = state.history[-1]["probability"] if state.history else 0.0
+        plan, rotation = self.schedule, state.halves[0].guide.rotation
+        if isinstance(rotation, Drawn):  # no posterior over cells to be sharp
+            sharpness = 0.5
+        else:
+            sharpness = state.history[-1]["probability"] if state.history else 0.0
         wanted = state.order < plan.order(state.shell) and sharpness > _SHARP
         if (wanted or sharpness > _ONE_CELL) and state.order < plan.max_order:
             return state.order + 1
         return max(state.order, plan.coarse_order)
 
     def _grids(self, half: Half, order: int, draw: int) -> None:
-        model, plan = half.model, self.schedule
-        tau2 = model.linear_volume.tau2
-        generator = torch.Generator().manual_seed(self.seed * 100003 + draw)
-        turn = random_rotations(1, generator, dtype=torch.float64)[0] if plan.turn else None
-        uniform = UniformRotation(tau2.dtype, tau2.device)
-        model.rotation = uniform.discretize(order, symmetry=self.symmetry, turn=turn)
-        prior = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
-        lengths = (plan.shift_extent * model.pixel_size, plan.shift_step * model.pixel_size)
-        pruned = isinstance(half.guide.rotation, Exact)
-        refine = order - plan.coarse_order if pruned else max(order - plan.coarse_order, 1)
-        model.shift = prior.discretize(*lengths, refine=refine)
+        """Put the poses on grids where they are searched; laws live on the continuum."""
+        if not half.guide.rotation.searches:
+            return
+        least = int(isinstance(half.guide.rotation, Local))
+        half.model.rotation, half.model.shift = pose_grids(
+            half.model,
+            self.schedule,
+            order,
+            seed=self.seed * 100003 + draw,
+            symmetry=self.symmetry,
+            least=least,
+        )
 
-    def _e_step(self, half: Half, stack: ParticleStack) -> Statistics:
-        return e_step(half.model, half.guide, stack, half.index, symmetry=self.symmetry)
-
-    def _look(self, half: Half, stack: ParticleStack) -> tuple[PosteriorSummary, NormalEquations]:
-        statistics = self._e_step(half, stack)
-        return statistics.summary, statistics.insertion.equations(release=True)
+    def e_step(self, half: Half, stack: ParticleStack, number: int) -> Statistics:
+        """The posteriors of a half's images; ``number`` seeds the draws of q, where it has any."""
+        model, guide = half.model, half.guide
+        with seeded(number):
+            return e_step(
+                model, guide, stack, half.index, symmetry=self.symmetry, draws=self.schedule.draws
+            )
 
     def _m_step(self, state: EMState, half: Half, statistics: Statistics, rounds: int) -> None:
         model, point = half.model, half.guide.volume
@@ -251,6 +218,8 @@ class ExactEM:
         if len(state.halves) == 1:
             signal = first.model.linear_volume.tau2 * shell_mean(first.solved.weight)
             state.shell = last_shell(signal[: box // 2 + 1].clamp(max=1e6), 1 / 3)
+            if self.schedule.tau2 and not isinstance(first.guide.rotation, Known):
+                lift_tau2(first.model, first.solved, state.shell)
             return
         maps = [half.guide.volume.coefficients.data for half in state.halves]
         state.curve = fsc(*maps)
@@ -261,7 +230,7 @@ class ExactEM:
     def _record(self, state: EMState, parts: list[Statistics], grew: bool) -> dict[str, Any]:
         images = sum(len(half.index) for half in state.halves)
         evidence = torch.cat(
-            [p.summary.log_evidence[h.index] for p, h in zip(parts, state.halves, strict=True)]
+            [p.summary.bound[h.index] for p, h in zip(parts, state.halves, strict=True)]
         )
         mean = float(evidence.mean())
         sharp = torch.cat(
@@ -273,8 +242,8 @@ class ExactEM:
         width = model.band.box * model.pixel_size
         return {
             "iteration": state.iteration,
-            "log_evidence": mean,
-            "kind": "log_evidence, nats per image, full band",
+            "bound": mean,
+            "kind": f"{state.halves[0].guide.kind}, nats per image, full band",
             "resolution_A": width / max(state.shell, 1),
             "radius": model.band.radius,
             "order": order,

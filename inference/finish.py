@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.normal import NormalEquations
 from cryoprob.inference.build import noise_log_density
-from cryoprob.inference.em import EMState, ExactEM
-from cryoprob.inference.m_step import posterior_sample
+from cryoprob.inference.em import EM, EMState
+from cryoprob.inference.m_step import posterior_std
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.inference.treatments.known import Known
@@ -19,11 +20,11 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["finish", "verdict"]
 
-_DRAWS = 16
+_DRAWS = 4
 
 
 def finish(
-    algorithm: ExactEM,
+    algorithm: EM,
     state: EMState,
     stack: ParticleStack,
     earlier: list[dict[str, Any]],
@@ -31,20 +32,19 @@ def finish(
     seed: int,
 ) -> FitResult:
     """Posteriors at the final map(s), the map's uncertainty, and how far to trust it."""
-    posterior, equations = algorithm.posterior(state, stack)
+    generator = torch.Generator().manual_seed(seed)
+    posterior, equations, noise = _look(algorithm, state, stack, generator)
     posterior, first = posterior.cpu(), state.halves[0]
     tau2, pixel_size = first.model.linear_volume.tau2, stack.pixel_size
     maps = [half.guide.volume.coefficients.data for half in state.halves]
-    solution = algorithm.solve(first, equations)
-    halves = maps if len(maps) == 2 else []
-    volume = algorithm.solvent(solution.volume, pixel_size) if halves else maps[0]
-    generator = torch.Generator().manual_seed(seed)
-    draws = [posterior_sample(equations, tau2, solution, generator) for _ in range(_DRAWS)]
+    halves, volume = maps if len(maps) == 2 else [], maps[0]
+    if halves:
+        volume = algorithm.solvent(algorithm.solve(first, equations).volume, pixel_size)
     known = isinstance(first.guide.rotation, Known)
     width = stack.box * pixel_size
     return FitResult(
         volume=volume.cpu(),
-        volume_std=torch.stack(draws).std(0).cpu(),
+        volume_std=posterior_std(equations, tau2, noise, generator).cpu(),
         pixel_size=pixel_size,
         resolution_A=width / max(state.shell, 1),
         criterion="FSC of half sets = 0.143" if halves else "signal = noise / 3 in the map",
@@ -53,14 +53,34 @@ def finish(
         trust=verdict(posterior, noise_log_density(stack), ranking, known),
         halves=[half.cpu() for half in halves],
         curve=state.curve.cpu(),
+        fitted=first,
     )
+
+
+def _look(
+    algorithm: EM, state: EMState, stack: ParticleStack, generator: torch.Generator
+) -> tuple[PosteriorSummary, NormalEquations, Tensor]:
+    """Posterior of every image at the final volume(s).
+
+    And the normal equations of all, with noise [K, D, D, D] of the data's precision.
+    """
+    found: list[tuple[PosteriorSummary, NormalEquations, Tensor]] = []
+    for number, half in enumerate(state.halves):
+        statistics = algorithm.e_step(half, stack, number)
+        noise = statistics.insertion.noise(_DRAWS, generator)
+        found.append((statistics.summary, statistics.insertion.equations(release=True), noise))
+    summary, equations, noise = found[0]
+    for half, (more, part, added) in zip(state.halves[1:], found[1:], strict=True):
+        summary.put(half.index, more.take(half.index))
+        equations, noise = equations + part, noise + added
+    return summary, equations, noise
 
 
 def verdict(
     posterior: PosteriorSummary, noise_only: Tensor, ranking: list[float], known: bool
 ) -> str:
     """Say whether the map explains the images, the starts agree and the poses are decided."""
-    gain = float((posterior.log_evidence - noise_only).mean())
+    gain = float((posterior.bound - noise_only).mean())
     doubts = []
     if gain < 1:
         doubts.append(

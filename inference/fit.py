@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 
-from cryoprob.inference.em import EMState, ExactEM, Half
+from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.finish import finish
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.half import Half
+from cryoprob.inference.learn import Learner
 from cryoprob.inference.loop import Observer, Quiet, run_loop
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.schedule import Schedule
@@ -27,10 +29,11 @@ def fit(
     resolution_A: float | None = None,
     solvent: Solvent | None = None,
     symmetry: str = "C1",
+    learner: Learner | None = None,
     resume: dict[str, Any] | None = None,
     observer: Observer | None = None,
 ) -> FitResult:
-    """Refine the guide's volume by exact EM; model and guide are changed in place.
+    """Refine the guide's volume by EM with the guide's q; model and guide are changed in place.
 
     Parameters
     ----------
@@ -48,6 +51,8 @@ def fit(
         Mask; default a sphere.
     symmetry
         Point group.
+    learner
+        Trains q before each E-step, where it is learned by steps (tables, encoders).
     resume
         What :meth:`EMState.pack` gave, to go on from there.
     observer
@@ -63,7 +68,7 @@ def fit(
     :func:`cryoprob.inference.run.run_fit` adds files, checkpoints and starts from nothing.
     """
     plan = schedule or Schedule()
-    algorithm = ExactEM(plan, seed, solvent or Solvent(), symmetry)
+    algorithm = EM(plan, seed, solvent or Solvent(), symmetry, learner)
     state = EMState([Half(model, guide, torch.arange(len(particles)))])
     width = particles.box * particles.pixel_size
     state.shell = max(2, round(width / (resolution_A or 8 * particles.pixel_size)))

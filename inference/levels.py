@@ -44,6 +44,10 @@ class Level:
         shift = _grid(model.shift, ShiftGridPrior, "shift", "extent, step")
         return cls(rotation, shift, model.band.radius)
 
+    def finer(self) -> "Level":
+        """Both grids one step finer, in the same band."""
+        return Level(self.rotation.finer(), self.shift.finer(), self.radius)
+
     def view(self, images: Filtered, band: Band) -> Filtered:
         """The images as a search of this level sees them; ``band`` is its own."""
         return images if self.blur is None else self.blur.apply(images, band)

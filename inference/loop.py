@@ -141,7 +141,7 @@ def _is_number(value: object) -> bool:
 
 
 def _guard(record: dict[str, Any], stage: str) -> None:
-    value = record["log_evidence"]
+    value = record["bound"]
     if value == value and abs(value) != float("inf"):
         return
     raise InputError(

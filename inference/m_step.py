@@ -5,6 +5,7 @@ Contrast.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import pi
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn.functional import avg_pool3d
 from cryoprob.checks import require
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import NormalEquations
-from cryoprob.fourier.shells import shell_mean, spread
+from cryoprob.fourier.shells import frequency_3d, shell_mean, spread
 from cryoprob.fourier.transforms import fft3, ifft3
 from cryoprob.inference.statistics import Statistics
 from cryoprob.models.particle_model import ParticleModel
@@ -21,7 +22,9 @@ from cryoprob.types import Maps
 
 __all__ = [
     "Solution",
+    "lift_tau2",
     "posterior_sample",
+    "posterior_std",
     "power",
     "solve_volume",
     "tau2_from_fsc",
@@ -30,6 +33,10 @@ __all__ = [
     "update_shift_sigma",
     "update_tau2",
 ]
+
+
+_AHEAD = 3
+"""Shells beyond the resolved one that :func:`lift_tau2` keeps open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +85,79 @@ def solve_volume(
     max_iterations
         Stop at the latest after so many steps.
     """
-    weight = fourier_weight(equations)
-    prior = 1 / spread(tau2, start.shape[-1])
     right = equations.right_side()
     if not exact:
+        weight = fourier_weight(equations)
+        prior = 1 / spread(tau2, start.shape[-1])
         return Solution(_scaled(right, 1 / (weight + prior)), weight, 0)
+    return _solve(equations, tau2, right, start, tolerance, max_iterations)
+
+
+def posterior_sample(
+    equations: NormalEquations,
+    tau2: Tensor,
+    right: Maps,
+    start: Maps,
+    generator: torch.Generator,
+    tolerance: float = 1e-4,
+) -> Maps:
+    """Perturb and solve: ``(A + 1 / tau2) V = right + noise of the prior's precision``.
+
+    With ``right = b + noise of covariance A`` (:meth:`Insertion.noise`) it is a draw of the map's
+    posterior at the E-step's weights, exact but for the tolerance; with the noise alone, of its
+    distance from the posterior's mean. Papandreou and Yuille 2010, NIPS 23.
+
+    Parameters
+    ----------
+    equations
+        ``A`` of the E-step.
+    tau2
+        Prior variance per shell, [S].
+    right
+        Right-hand side, [D, D, D].
+    start
+        First guess, [D, D, D].
+    generator
+        Of the prior's noise, on the CPU.
+    tolerance
+        As in :func:`solve_volume`.
+
+    Returns
+    -------
+    The draw, [D, D, D].
+    """
+    white = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(start)
+    right = right + _scaled(white, spread(tau2, start.shape[-1]).rsqrt())
+    return _solve(equations, tau2, right, start, tolerance, 1000).volume
+
+
+def posterior_std(
+    equations: NormalEquations, tau2: Tensor, noise: Maps, generator: torch.Generator
+) -> Maps:
+    """Standard deviation of every voxel of the map at the E-step's weights, [D, D, D].
+
+    From a draw of the map for each of ``noise`` [K, D, D, D] (:meth:`Insertion.noise`). Variances
+    are averaged over neighbors, a Gaussian of one voxel: they change slowly over the map, and four
+    draws then give the deviation to some 10 %.
+    """
+    box, start = noise.shape[-1], torch.zeros_like(noise[0])
+    draws = [posterior_sample(equations, tau2, one, start, generator, 0.03) for one in noise]
+    square = torch.stack(draws).square().mean(0)
+    kernel = torch.exp(-2 * (pi * frequency_3d(box) / box) ** 2).to(square)
+    return _scaled(square, kernel).clamp(min=0).sqrt()
+
+
+def _solve(
+    equations: NormalEquations,
+    tau2: Tensor,
+    right: Maps,
+    start: Maps,
+    tolerance: float,
+    max_iterations: int,
+) -> Solution:
+    """Solve ``(A + 1 / tau2) V = right`` by conjugate gradients."""
+    weight = fourier_weight(equations)
+    prior = 1 / spread(tau2, start.shape[-1])
 
     def precision(volume: Maps) -> Maps:
         return equations.apply(volume) + _scaled(volume, prior)
@@ -93,20 +168,6 @@ def solve_volume(
         precision, right, start, inverse, tolerance, max_iterations
     )
     return Solution(found, weight, steps)
-
-
-def posterior_sample(
-    equations: NormalEquations, tau2: Tensor, solution: Solution, generator: torch.Generator
-) -> Maps:
-    """An approximate posterior draw of the map at the E-step's weights, [D, D, D].
-
-    Noise is drawn with the diagonal precision in Fourier space, which is the mean-field
-    posterior's: the weights plus the prior's precision.
-    """
-    volume = solution.volume
-    white = torch.randn(volume.shape, generator=generator, dtype=torch.float64).to(volume)
-    prior = 1 / spread(tau2, volume.shape[-1])
-    return volume + _scaled(white, (1 / (solution.weight + prior)).sqrt())
 
 
 def fourier_weight(equations: NormalEquations) -> Tensor:
@@ -156,7 +217,7 @@ def update_contrast(model: ParticleModel, statistics: Statistics) -> None:
     is the root of its expected residual power per number, in units of its group's noise.
     """
     contrast, summary = model.contrast, statistics.summary
-    seen = torch.isfinite(summary.log_evidence)
+    seen = torch.isfinite(summary.bound)
     ratio = summary.cross[seen] / summary.energy[seen].clamp(min=1e-12)
     contrast.scale[seen] *= (ratio / ratio.median().clamp(min=1e-3)).clamp(0.5, 2.0)
     contrast.scale[seen] /= contrast.scale[seen].median()
@@ -180,6 +241,20 @@ def update_tau2(model: ParticleModel, solution: Solution) -> None:
     found[last + 1 :] = found[last]
     floor = 1e-3 / float(solution.weight.max())  # a thousandth of the noise, where it is least
     tau2.copy_(found.clamp(min=max(1e-8 * float(found.max()), floor)))
+
+
+def lift_tau2(model: ParticleModel, solution: Solution, shell: int) -> None:
+    """Give the shells just beyond the resolved one a prior of half the noise, if theirs is less.
+
+    A shell whose prior power has fallen to nothing stays empty, since the expected images of the
+    E-step are empty there too: zero is a fixed point of empirical Bayes under unknown poses, and
+    frequency marching would end at it. What the data then say of the shells counts, not this.
+    """
+    tau2, last = model.linear_volume.tau2, model.band.radius
+    weight = shell_mean(solution.weight).clamp(min=1e-12)
+    ahead = slice(shell + 1, min(shell + _AHEAD, last) + 1)
+    tau2[ahead] = torch.maximum(tau2[ahead], 0.5 / weight[ahead])
+    tau2[last + 1 :] = tau2[last]
 
 
 def tau2_from_fsc(model: ParticleModel, solution: Solution, curve: Tensor) -> None:

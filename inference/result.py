@@ -1,15 +1,20 @@
 """What a fit gives back, and the files it leaves."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from cryoprob.checks import require
+from cryoprob.inference.arviz_groups import Groups, Predictive, as_arviz, fit_groups, tree
+from cryoprob.inference.chains import Chains
+from cryoprob.inference.half import Half
 from cryoprob.inference.statistics import PosteriorSummary
+from cryoprob.inference.volume_draws import draw_volumes
 from cryoprob.io.export import write_particles
 from cryoprob.io.files import replacing
 from cryoprob.io.mrc import read_map
@@ -20,6 +25,9 @@ from cryoprob.types import Maps
 
 __all__ = ["FitResult", "write_metrics"]
 
+_SHOWN = 8
+"""Images that are drawn anew unless others are asked for."""
+
 
 @dataclass(eq=False)
 class FitResult:
@@ -28,8 +36,7 @@ class FitResult:
     Attributes
     ----------
     volume, volume_std
-        Map and its posterior standard deviation (mean field, at the final poses' weights), [D, D,
-        D].
+        Map and its posterior standard deviation (at the final poses' weights), [D, D, D].
     pixel_size
         Angstrom per voxel.
     resolution_A
@@ -44,6 +51,8 @@ class FitResult:
         In words, how far the result can be trusted.
     halves, curve
         Half maps and their FSC, with half sets.
+    fitted
+        Model and guide as they were left (of the first half, with half sets).
     """
 
     volume: Maps
@@ -56,6 +65,7 @@ class FitResult:
     trust: str
     halves: list[Maps] = field(default_factory=list)
     curve: Tensor = field(default_factory=lambda: torch.zeros(0))
+    fitted: Half | None = None
 
     def save(self, out: Path, stack: ParticleStack) -> None:
         """Write every output into the folder ``out``, each file atomically."""
@@ -70,63 +80,96 @@ class FitResult:
         write_metrics(out / "metrics.jsonl", self.history)
         with replacing(out / "posterior.nc") as temporary:
             # through memory: HDF5 itself crashes on a full disk
-            temporary.write_bytes(self._tree().to_netcdf(engine="h5netcdf"))
+            groups = self._groups()
+            temporary.write_bytes(tree(groups).to_netcdf(engine="h5netcdf"))
 
-    def to_arviz(self) -> Any:
-        """Groups posterior, sample_stats and log_likelihood, with named dims, for ArviZ."""
-        import arviz
+    def draw_volumes(
+        self, particles: ParticleStack, *, seed: int, chains: int = 4, draws: int = 25, **how: Any
+    ) -> Chains:
+        """Draws of the map at the fitted weights of the poses, with their log likelihoods.
 
-        tree = self._tree()
-        if not hasattr(arviz, "InferenceData"):
-            return tree
-        groups = {name: node.to_dataset() for name, node in tree.children.items()}
-        return arviz.InferenceData(**groups)
+        See :func:`~cryoprob.inference.volume_draws.draw_volumes`, which also says what ``how`` may
+        be, and how far to trust them.
+        """
+        half = self._half()
+        return draw_volumes(half, particles, chains=chains, draws=draws, seed=seed, **how)
+
+    def to_arviz(
+        self,
+        particles: ParticleStack | None = None,
+        *,
+        volume_draws: Chains | None = None,
+        images: Sequence[int] | Tensor | None = None,
+        draws: int = 50,
+        seed: int | None = None,
+    ) -> Any:
+        """The fit for ArviZ: InferenceData of its versions 0.2x, a DataTree from 1.0 on.
+
+        Alone it has the groups ``posterior`` (the map's power in some rings of shells, one draw)
+        and ``sample_stats`` (the bound of every iteration; mean pose and bound of every image).
+        With ``particles``: the posterior also has the poses of some images, as angles from their
+        means and as shifts (whole rotations are in ``pose_draws``), and there are
+        ``posterior_predictive`` (these images drawn anew), ``observed_data`` and
+        ``constant_data``. With ``volume_draws`` also ``log_likelihood`` [chain, draw, image],
+        poses summed out, for ``arviz.loo`` and ``arviz.compare``; a map that is a point has none,
+        and these then say so (:mod:`cryoprob.inference.model_comparison`).
+
+        Parameters
+        ----------
+        particles
+            Those of the fit.
+        volume_draws
+            Draws of the map: of :meth:`draw_volumes`, or of
+            :func:`~cryoprob.inference.gibbs.sample_gibbs`.
+        images
+            Which images are drawn anew; default the first 8 of the fit.
+        draws
+            Of poses and images, where there are no draws of the map.
+        seed
+            Of the draws.
+
+        Raises
+        ------
+        InputError
+            If there is something to draw from ``particles`` and no seed, or draws of the map and
+            no particles.
+        """
+        groups = self._groups()
+        if particles is None:
+            got = "draws of the map alone"
+            require(volume_draws is None, "to_arviz", expected="the particles too", got=got)
+            return as_arviz(groups)
+        require(seed is not None, "to_arviz", expected="a seed for the draws", got="none")
+        half = self._half()
+        index = half.index[:_SHOWN] if images is None else torch.as_tensor(images)
+        parts = Predictive(half, particles, index, volume_draws, draws, int(seed or 0))
+        return as_arviz(groups | parts.groups())
+
+    def _half(self) -> Half:
+        got, remedy = "one without its model", "A map that was read from a file has none."
+        found = self.fitted is not None
+        require(found, "result", expected="one that a fit gave", got=got, remedy=remedy)
+        assert self.fitted is not None
+        return self.fitted
+
+    def _groups(self) -> Groups:
+        kind = "" if self.fitted is None else self.fitted.guide.kind
+        return fit_groups(self.volume, self.pixel_size, self.posterior, self.history, kind)
 
     def _write_particles(self, path: Path, stack: ParticleStack) -> None:
         posterior = self.posterior
         extra = {
-            "rlnLogLikeliContribution": posterior.log_evidence,
+            "rlnLogLikeliContribution": posterior.bound,
             "rlnMaxValueProbDistribution": posterior.probability,
             "cryoprobPoseEntropy": posterior.entropy,
         }
         rotation, shift = posterior.rotation.double().cpu(), posterior.shift.double().cpu()
         write_particles(path, stack, rotation, shift, extra)
 
-    def _tree(self) -> Any:
-        from xarray import Dataset, DataTree
-
-        names, summary = ["chain", "draw", "image"], self.posterior
-        coords = {"chain": [0], "draw": [0]}
-        steps = {
-            name: (["chain", "iteration"], np.array([[r[name] for r in self.history]], float))
-            for name in ("log_evidence", "resolution_A")
-        }
-        posterior = {
-            "rotation": ([*names, "row", "column"], _one(summary.rotation)),
-            "shift": ([*names, "axis"], _one(summary.shift)),
-        }
-        stats = {
-            "entropy": (names, _one(summary.entropy)),
-            "max_probability": (names, _one(summary.probability)),
-        }
-        likelihood = {"images": (names, _one(summary.log_evidence))}
-        return DataTree.from_dict(
-            {
-                "posterior": Dataset(posterior, {**coords, "axis": ["x", "y"]}),
-                "sample_stats": Dataset(stats | steps, coords),
-                "log_likelihood": Dataset(likelihood, coords),
-            }
-        )
-
     @staticmethod
     def load_volume(out: Path) -> tuple[Maps, float]:
         """The map of a finished fit, and its pixel size."""
         return read_map(out / "volume.mrc")
-
-
-def _one(values: Tensor) -> Any:
-    """As one chain of one draw."""
-    return values.detach().cpu().numpy()[None, None]
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:

@@ -14,8 +14,10 @@ from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.amplitude import match_amplitude
 from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.config import FitConfig
-from cryoprob.inference.em import EMState, ExactEM, Half
+from cryoprob.inference.em import EM, EMState
+from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.finish import finish
+from cryoprob.inference.half import Half
 from cryoprob.inference.loop import (
     Logged,
     Observer,
@@ -28,6 +30,7 @@ from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
 from cryoprob.io.files import replacing
 from cryoprob.io.mrc import read_map
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps, PathType
 
@@ -81,13 +84,16 @@ class _Run:
         if self.resume and self.checkpoint.exists():
             self.saved = load_checkpoint(self.checkpoint)
         self.stack = self._read(config.box)
+        self.family = family(config.family)
+        self.plan = self.family.settle(config.schedule)
 
     def __call__(self) -> FitResult:
         power = image_power(self.stack)
         starts = self._start()
         state = self._refine(starts, power)
         earlier = starts.history if isinstance(starts, AbInitioState) else []
-        algorithm = self._algorithm()
+        algorithm = self._algorithm(state.halves[0])
+        algorithm.regrid(state)
         result = finish(
             algorithm, state, self.stack, earlier, self._ranking(starts), self.config.seed
         )
@@ -182,7 +188,7 @@ class _Run:
             self._save({**kept, "refine": state.pack()}, [*earlier, *state.history])
 
         run_loop(
-            self._algorithm(),
+            self._algorithm(state.halves[0]),
             state,
             self.stack,
             stage="reconstruct" if config.poses == "known" else "refine",
@@ -207,14 +213,21 @@ class _Run:
         halves = []
         for part in parts:
             model = build_model(self.stack, config.schedule, power, radius=2, **self.kind)
-            guide = build_guide(model, start, config.schedule, self.stack, config.poses)
+            recipe = self._recipe(model, start)
+            guide = build_guide(recipe, self.family, self.stack, config.poses)
             halves.append(Half(model, guide, part.sort().values))
         return halves
 
-    def _algorithm(self) -> ExactEM:
-        config = self.config
+    def _recipe(self, model: ParticleModel, start: Maps) -> Recipe:
+        seed, symmetry = self.config.seed, self.config.symmetry
+        return Recipe(model, start, self.plan, len(self.stack), seed, symmetry)
+
+    def _algorithm(self, half: Half) -> EM:
+        config, learner = self.config, self.family.learner
         solvent = Solvent.of(config.mask, self.stack.box)
-        return ExactEM(config.schedule, config.seed, solvent, config.symmetry)
+        recipe = self._recipe(half.model, half.guide.volume.coefficients.data)
+        trained = learner(recipe) if learner and config.poses == "ignore" else None
+        return EM(self.plan, config.seed, solvent, config.symmetry, trained)
 
     def _save(self, content: dict[str, Any], history: list[dict[str, Any]]) -> None:
         save_checkpoint(self.checkpoint, content)

@@ -11,6 +11,19 @@ from cryoprob.checks import InputError, require
 __all__ = ["Schedule"]
 
 
+_POSITIVE = [
+    "shift_step",
+    "max_iterations",
+    "beam",
+    "draws",
+    "learn_draws",
+    "batch",
+    "starts",
+    "start_steps",
+    "start_images",
+]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Settings of exact EM; each can be set from the command line with ``--set name=value``.
@@ -45,6 +58,22 @@ class Schedule:
     gain
         Nats per image below which a step counts as no progress; two such steps raise the order or
         stop.
+    beam
+        Rotations kept per image at each coarser grid where the best pose alone is wanted.
+    polish
+        Gauss-Newton steps of such a search off the grid; 0 stays on it.
+    draws
+        Draws of q per image in an E-step (and head), where q is a law.
+    learn_draws
+        Draws of q per image in a training step.
+    learn_steps
+        Training steps of q before each E-step.
+    learn_rate
+        Of Adam.
+    warm_steps
+        Training steps of an encoder before the first E-step.
+    batch
+        Images of a training step.
     starts
         Random starts from nothing.
     start_steps
@@ -73,6 +102,14 @@ class Schedule:
     contrast: bool = False
     turn: bool = True
     gain: float = 0.05
+    beam: int = 32
+    polish: int = 0
+    draws: int = 4
+    learn_draws: int = 1
+    learn_steps: int = 0
+    learn_rate: float = 0.0
+    warm_steps: int = 0
+    batch: int = 128
     starts: int = 4
     start_steps: int = 80
     start_images: int = 150
@@ -84,7 +121,17 @@ class Schedule:
         expected = "0 <= coarse_order <= max_order"
         require(order, "schedule", expected=expected, got=f"{self.coarse_order}, {self.max_order}")
         require(0 < self.mass <= 1, "mass", expected="in (0, 1]", got=str(self.mass))
-        for name in ("shift_step", "max_iterations", "starts", "start_steps", "start_images"):
+        for name in (
+            "shift_step",
+            "max_iterations",
+            "starts",
+            "start_steps",
+            "start_images",
+            "beam",
+            "draws",
+            "learn_draws",
+            "batch",
+        ):
             value = getattr(self, name)
             require(value > 0, name, expected="a positive number", got=str(value))
 

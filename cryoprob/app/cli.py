@@ -161,6 +161,60 @@ def fit(
     run(configure(given, settings or [], config, out, resume), out, resume=resume)
 
 
+@app.command(
+    epilog=_example(
+        "cryoprob compare particles.star --families exact-em,modal-em,svi --out families",
+        "cryoprob compare sim/particles.star --truth sim --out families",
+    )
+)
+@guarded
+def compare(
+    particles: o.Particles,
+    out: o.Out,
+    families: o.Families = None,
+    reference: o.Reference = None,
+    low_pass: o.LowPass = None,
+    truth: o.MaybeTruth = None,
+    images: o.Counted = 60,
+    order: o.CountedOrder = 3,
+    mask: o.Mask = None,
+    symmetry: o.Symmetry = None,
+    box: o.Crop = None,
+    pixel_size: o.PixelSize = None,
+    invert: o.Invert = None,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    device: o.Device = None,
+    double: o.Double = None,
+    config: o.ConfigFile = None,
+    settings: o.Settings = None,
+) -> None:
+    """Families of inference on the same particles, and what each costs in nats per image.
+
+    All start from one map and are fitted in folders of their own; then the gap of each is counted
+    against exact posteriors on a grid, at a common volume and at its own. Writes families.csv,
+    families.png and gaps.json. Run again, it goes on where it was.
+    """
+    from cryoprob.app.compare import run_compare as run
+    from cryoprob.app.compare import setting
+
+    given = {
+        "particles": particles,
+        "reference": reference,
+        "low_pass_A": low_pass,
+        "mask": mask,
+        "symmetry": symmetry,
+        "box": box,
+        "pixel_size": pixel_size,
+        "invert": invert,
+        "seed": seed,
+        "threads": threads,
+        "device": device,
+        "double": double,
+    }
+    run(setting(given, settings or [], config, out, families, images, order, truth), out)
+
+
 @app.command(epilog=_example("cryoprob evaluate run1 --truth sim"))
 @guarded
 def evaluate(run: o.Run, truth: o.Truth) -> None:

@@ -173,7 +173,7 @@ def _conclude(result: "FitResult", out: Path) -> None:
     facts(
         [
             ("Resolution", f"{angstrom(result.resolution_A)} ({result.criterion})"),
-            ("Log evidence", f"{last['log_evidence']:.2f} nats per image"),
+            ("Log evidence", f"{last['bound']:.2f} nats per image"),
             ("Steps", str(len(result.history))),
             ("Map", str(out / "volume.mrc")),
             ("Poses", str(out / "particles.star")),

@@ -179,3 +179,18 @@ Truth = Annotated[
         "--truth", metavar="DIR_OR_MAP", help="Folder with truth.mrc and truth.star, or a map."
     ),
 ]
+
+# compare
+
+Families = Annotated[
+    str | None,
+    Option("--families", metavar="A,B,...", help="Which; by default all, exact-em first."),
+]
+MaybeTruth = Annotated[
+    Path | None,
+    Option("--truth", metavar="DIR", help="Folder with truth.mrc and truth.star, to score by."),
+]
+Counted = Annotated[int, Option("--images", min=1, help="Images on which gaps are counted.")]
+CountedOrder = Annotated[
+    int, Option("--order", min=0, max=4, help="Rotation grid of the gaps: 60 / 2^order degrees.")
+]

@@ -71,7 +71,8 @@ class Fitted:
         """
         config = FitConfig.from_toml(out / "config.toml")
         half = load_checkpoint(out / "checkpoint.pt")["refine"]["halves"][0]
-        half = {name: value.float().cpu() for name, value in half.items()}
+        volume = half["guide"]["volume.coefficients"].float()
+        half = {n: v.float() for n, v in half.items() if isinstance(v, Tensor)}
         plan, size = config.schedule, stack.pixel_size
         lengths = plan.shift_extent * size, plan.shift_step * size / 2
         shift = GaussianShift(float(half["shift_sigma"])).discretize(*lengths)
@@ -82,7 +83,7 @@ class Fitted:
             RadialNoise(half["sigma2"]),
             size,
         )
-        return cls(model, half["volume"], stack)
+        return cls(model, volume, stack)
 
     def directions(self, index: Tensor) -> Directions:
         """Where images ``index`` [n] are seen from, in-plane angles and shifts summed out."""

@@ -28,7 +28,7 @@ def line(record: dict[str, Any]) -> str:
     searched = record.get("stage") != "reconstruct"
     grid = grid_spacing(int(record["order"])) if searched else "-"
     return (
-        f"{_label(record):>6s}   {record['log_evidence']:12.2f}"
+        f"{_label(record):>6s}   {record['bound']:12.2f}"
         f"   {record['resolution_A']:8.1f} A   {record['radius']:4d}   {grid:9s}"
         f"  {record.get('images_per_s', float('nan')):8.0f}"
         f"   {duration(record.get('seconds_left')):>9s}"
@@ -103,7 +103,7 @@ class Display:
         """What came of a start, or of a stage that was told in part."""
         if self.last is not None and self.brief:
             name = f"start {self.last['start']}" if "start" in self.last else self.name
-            evidence = f"log evidence {self.last['log_evidence']:.2f} nats per image"
+            evidence = f"log evidence {self.last['bound']:.2f} nats per image"
             self.print(f"  {name}: {self.last['iteration']} steps, {evidence}")
 
 

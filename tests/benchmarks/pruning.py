@@ -44,7 +44,7 @@ def run(
     """Log evidence of the first images at a map."""
     guide = Guide(rotation=exact, shift=exact, volume=Point(volume))
     index = torch.arange(count)
-    return e_step(model, guide, stack, index).summary.log_evidence[index]
+    return e_step(model, guide, stack, index).summary.bound[index]
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def run(data: Path, seed: int, from_nothing: bool, threads: int, order: int) -> 
         found,
     )
     start = "nothing" if from_nothing else "40 A"
-    evidence = float(posterior.log_evidence.mean())
+    evidence = float(posterior.bound.mean())
     return (
         f"{start:8} {seed:4} {last_shell(curve, 0.5):6} {error.median_rotation_deg:9.2f}"
         f" {error.median_shift_A / pixel_size:9.2f} {found.mirrored!s:>7} {evidence:10.2f}"

@@ -20,6 +20,7 @@ from relion_refine import DATA
 from cryoprob import masks
 from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.e_step import e_step
+from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.m_step import solve_volume, update_tau2
 from cryoprob.inference.schedule import Schedule
 from cryoprob.io.mrc import read_map
@@ -43,7 +44,8 @@ def ours(data: Path, exact: bool) -> torch.Tensor:
     stack = ParticleStack.read(data / "truth.star", need=("ctf", "rotation", "shift"))
     model = build_model(stack, Schedule(), image_power(stack))
     start = torch.zeros(3 * [stack.box])
-    guide = build_guide(model, start, Schedule(), stack, "known")
+    recipe = Recipe(model, start, Schedule(), len(stack), 0)
+    guide = build_guide(recipe, family("exact-em"), stack, "known")
     volume, equations = start, e_step(model, guide, stack).insertion.equations()
     for _ in range(ROUNDS):
         found = solve_volume(equations, model.volume.tau2, volume, exact=exact, tolerance=1e-3)

@@ -1,0 +1,43 @@
+"""Where images are seen from, as each family's q has it: masses on the sphere."""
+
+import torch
+from torch import Tensor
+
+from cryoprob.app.posteriors import Directions
+from cryoprob.inference.cells import masses_of
+from cryoprob.inference.compare import gridded
+from cryoprob.inference.evidence import scores
+from cryoprob.inference.half import Half
+from cryoprob.inference.levels import Level
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.models.poses.uniform_rotation import RotationGridPrior
+from cryoprob.particles import ParticleStack
+
+__all__ = ["family_views"]
+
+_ORDER = 2
+
+
+def family_views(
+    half: Half, stack: ParticleStack, index: Tensor, plan: Schedule, symmetry: str
+) -> Directions:
+    """Masses of viewing directions for images ``index``, as a fitted guide's q has them."""
+    model = gridded(half.model, plan, _ORDER, symmetry)
+    rotation = model.rotation
+    assert isinstance(rotation, RotationGridPrior)
+    if isinstance(half.guide.rotation, Exact):
+        volume = half.guide.volume.coefficients.detach()
+        parts = [p.log_posterior.logsumexp(1) for p in scores(model, volume, stack, index)]
+        log_mass = torch.cat(parts)
+    else:
+        like = half.model.noise.sigma2
+        band = half.guide.band(half.model)
+        batch = stack.batch(index, band, like.dtype, like.device)
+        with torch.no_grad():
+            half.guide.forget()
+            log_mass = masses_of(half.guide, batch, Level.of(model)).rotation
+    seen, place = torch.unique(rotation.cells() // rotation.grid.n_psi, return_inverse=True)
+    mass = log_mass.exp().float()
+    mass = mass.new_zeros(len(mass), len(seen)).index_add_(1, place, mass)
+    return Directions(rotation.grid.directions()[seen], mass)

@@ -1,0 +1,111 @@
+"""Families side by side: each one's q priced at its own volume, and all at a common one."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from time import perf_counter
+
+from torch import Tensor
+
+from cryoprob.inference.e_step import e_step
+from cryoprob.inference.evidence import Budget, budget
+from cryoprob.inference.families import Family, Recipe
+from cryoprob.inference.grids import on_grid
+from cryoprob.inference.half import Half
+from cryoprob.inference.learn import seeded
+from cryoprob.inference.schedule import Schedule
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.particles import ParticleStack
+
+__all__ = ["Accounts", "Priced", "gridded"]
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """A family's budget at one volume, and the rate of its E-step there, images a second."""
+
+    budget: Budget
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """How q's are priced: the images and the grid that all families share.
+
+    Parameters
+    ----------
+    stack
+        All particles.
+    index
+        Those whose gaps are counted, [n].
+    plan
+        Settings of the fits.
+    order
+        Of the rotation grid on which everything is counted.
+    seed, symmetry
+        As of the fits.
+    """
+
+    stack: ParticleStack
+    index: Tensor
+    plan: Schedule
+    order: int
+    seed: int
+    symmetry: str = "C1"
+
+    def own(self, row: Family, half: Half) -> Priced:
+        """The budget at the family's own volume, with q as the fit left it.
+
+        A search is made again, on the grid that all share.
+        """
+        return self._priced(row, Half(half.model, deepcopy(half.guide), self.index))
+
+    def common(self, row: Family, half: Half, reference: Half) -> Priced:
+        """The budget at the volume, noise and priors of a ``reference``.
+
+        Searches and tables start anew there; an encoder goes on from its own fit, with the
+        family's training steps of a first E-step.
+        """
+        model = self._continuous(reference.model)
+        guide = deepcopy(half.guide)
+        guide.volume.coefficients.data = reference.guide.volume.coefficients.data.clone()
+        moved = Half(model, guide, self.index)
+        if row.learner is not None:
+            volume = guide.volume.coefficients.data
+            plan = row.settle(self.plan)
+            recipe = Recipe(model, volume, plan, len(self.stack), self.seed, self.symmetry)
+            everything = Half(model, guide, half.index)
+            with seeded(self.seed):
+                row.learner(recipe).learn(everything, self.stack, 0, self.order)
+        return self._priced(row, moved)
+
+    def _priced(self, row: Family, half: Half) -> Priced:
+        guide, model = half.guide, self._continuous(half.model)
+        grid = gridded(model, self.plan, self.order, self.symmetry)
+        searched = grid if guide.rotation.searches else model
+        began = perf_counter()
+        with seeded(self.seed):
+            e_step(searched, guide, self.stack, self.index, draws=self.plan.draws)
+            rate = len(self.index) / (perf_counter() - began)
+            return Priced(budget(model, grid, guide, self.stack, self.index), rate)
+
+    @staticmethod
+    def _continuous(model: ParticleModel) -> ParticleModel:
+        """The model with its poses on the continuum, all other parts shared."""
+        tau2 = model.linear_volume.tau2
+        rotation = UniformRotation(tau2.dtype, tau2.device)
+        shift = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
+        return ParticleModel(
+            model.volume, rotation, shift, model.noise, model.pixel_size, model.contrast
+        )
+
+
+def gridded(model: ParticleModel, plan: Schedule, order: int, symmetry: str) -> ParticleModel:
+    """The model with its poses on the grid of an ``order``, not turned."""
+    tau2 = model.linear_volume.tau2
+    rotation = UniformRotation(tau2.dtype, tau2.device).discretize(order, symmetry=symmetry)
+    prior = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
+    lengths = plan.shift_extent * model.pixel_size, plan.shift_step * model.pixel_size
+    refine = max(order - plan.coarse_order, 0)
+    return on_grid(model, rotation, prior.discretize(*lengths, refine=refine))

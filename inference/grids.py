@@ -1,0 +1,45 @@
+"""Pose grids of a step: orders, turns, and the shift grid that goes with them."""
+
+import torch
+
+from cryoprob.geometry.rotations import random_rotations
+from cryoprob.inference.schedule import Schedule
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift, ShiftGridPrior
+from cryoprob.models.poses.uniform_rotation import RotationGridPrior, UniformRotation
+
+__all__ = ["on_grid", "pose_grids"]
+
+
+def pose_grids(
+    model: ParticleModel,
+    plan: Schedule,
+    order: int,
+    *,
+    seed: int,
+    symmetry: str = "C1",
+    least: int = 0,
+) -> tuple[RotationGridPrior, ShiftGridPrior]:
+    """Grids of rotations and shifts at an ``order``, for a model's pixels and shift width.
+
+    The rotations are turned at random by ``seed`` (if the plan asks for it); the shifts are
+    halved once per order above the plan's coarsest, and ``least`` times at least.
+    """
+    tau2 = model.linear_volume.tau2
+    generator = torch.Generator().manual_seed(seed)
+    turn = random_rotations(1, generator, dtype=torch.float64)[0] if plan.turn else None
+    uniform = UniformRotation(tau2.dtype, tau2.device)
+    prior = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
+    lengths = (plan.shift_extent * model.pixel_size, plan.shift_step * model.pixel_size)
+    refine = max(order - plan.coarse_order, least)
+    rotation = uniform.discretize(order, symmetry=symmetry, turn=turn)
+    return rotation, prior.discretize(*lengths, refine=refine)
+
+
+def on_grid(
+    model: ParticleModel, rotation: RotationGridPrior, shift: ShiftGridPrior
+) -> ParticleModel:
+    """The same model, all other parts shared, with its poses on grids."""
+    return ParticleModel(
+        model.volume, rotation, shift, model.noise, model.pixel_size, model.contrast
+    )

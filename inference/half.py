@@ -1,0 +1,61 @@
+"""One independent reconstruction: model, guide and images, and what a checkpoint keeps of them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.m_step import Solution
+from cryoprob.models.particle_model import ParticleModel
+
+__all__ = ["Half", "pack_half", "unpack_half"]
+
+
+@dataclass(eq=False)
+class Half:
+    """One independent reconstruction: its model, guide and images."""
+
+    model: ParticleModel
+    guide: Guide
+    index: Tensor
+    solution: Solution | None = None
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def solved(self) -> Solution:
+        """The last solution; there is one after the first M-step."""
+        assert self.solution is not None
+        return self.solution
+
+
+def pack_half(half: Half) -> dict[str, Any]:
+    """The numbers of a model and its guide."""
+    model = half.model
+    return {
+        "guide": half.guide.state_dict(),
+        "optimizer": half.optimizer,
+        "tau2": model.linear_volume.tau2,
+        "sigma2": model.noise.sigma2,
+        "shift_sigma": model.shift.sigma,
+        "scale": model.contrast.scale,
+        "spread": model.contrast.spread,
+        "radius": torch.tensor(model.band.radius),
+    }
+
+
+def unpack_half(half: Half, packed: dict[str, Any]) -> None:
+    """Put the numbers of a checkpoint back."""
+    model = half.model
+    model.linear_volume.set_band(int(packed["radius"]))
+    half.guide.load_state_dict(packed["guide"])
+    half.optimizer = packed["optimizer"]
+    for name, target in (
+        ("tau2", model.linear_volume.tau2),
+        ("sigma2", model.noise.sigma2),
+        ("shift_sigma", model.shift.sigma),
+        ("scale", model.contrast.scale),
+        ("spread", model.contrast.spread),
+    ):
+        target.copy_(packed[name])

@@ -1,0 +1,203 @@
+"""Learning q by gradient steps, before an E-step uses it: tables, and encoders."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam
+
+from cryoprob.checks import InputError
+from cryoprob.inference.dense import blocks
+from cryoprob.inference.e_step import chunks
+from cryoprob.inference.filtered import Filtered
+from cryoprob.inference.grids import on_grid, pose_grids
+from cryoprob.inference.half import Half
+from cryoprob.inference.local_search import Optimum, climb
+from cryoprob.inference.objectives.base import Objective
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.search import best_poses
+from cryoprob.inference.treatments.modal import Modal
+from cryoprob.inference.treatments.per_image import PerImage
+from cryoprob.particles import Batch, ParticleStack
+
+__all__ = ["EncoderLearner", "Learner", "TableLearner", "seeded"]
+
+Names = Callable[[Tensor], list[str]]
+"""What a user calls the images of some indices."""
+
+_STEEPEST = 100.0
+"""Norm at which the gradient of a mean over images (nats) is cut."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own generators set to ``seed`` inside, and as they were after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class Learner(ABC):
+    """What an algorithm does for q before each E-step."""
+
+    @abstractmethod
+    def learn(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
+        """Improve q of a half's guide at its volume, in place.
+
+        ``order`` is that of the rotation grid which the resolution asks for.
+        """
+
+
+def ascend(
+    half: Half, optimizer: Adam, objective: Objective, batch: Batch, names: Names, where: str
+) -> float:
+    """One step up the mean objective of a batch; returns it.
+
+    Raises
+    ------
+    InputError
+        If it is not finite for some image, naming that; nothing is changed then.
+    """
+    value = objective(half.model, half.guide, half.guide.volume.coefficients.detach(), batch)
+    _check(value, batch, names, where)
+    optimizer.zero_grad()
+    (-value.mean()).backward()  # type: ignore[no-untyped-call]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    clip_grad_norm_(parameters, _STEEPEST, error_if_nonfinite=True)
+    optimizer.step()
+    half.guide.forget()
+    return float(value.detach().mean())
+
+
+@dataclass(frozen=True)
+class TableLearner(Learner):
+    """Tables: a search puts every image's law at its best pose, then Adam steps adapt it.
+
+    Parameters
+    ----------
+    plan
+        Grids and beam of the search, numbers of steps.
+    objective
+        What the steps raise.
+    seed, symmetry
+        Of the search's grids.
+    """
+
+    plan: Schedule
+    objective: Objective
+    seed: int
+    symmetry: str = "C1"
+
+    def learn(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
+        """Search at every step; an image whose own law stands higher keeps it."""
+        self._search(half, stack, iteration, order)
+        if self.plan.learn_steps:
+            self._adapt(half, stack, iteration)
+
+    def _search(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
+        model, volume = half.model, half.guide.volume.coefficients.detach()
+        seed = self.seed * 100003 + iteration
+        grids = pose_grids(model, self.plan, order, seed=seed, symmetry=self.symmetry)
+        gridded = on_grid(model, *grids)
+        modal = Modal(self.plan.beam, coarse_order=self.plan.coarse_order)
+        with torch.no_grad():
+            for images in chunks(model, stack, half.index):
+                _, *pose = best_poses(gridded, volume, modal, images)
+                found = climb(model, volume, images, pose[0], pose[1], max(self.plan.polish, 3))
+                self._put(half, stack, images, found, iteration)
+
+    def _put(
+        self, half: Half, stack: ParticleStack, images: Filtered, found: Optimum, iteration: int
+    ) -> None:
+        rotation, shift = half.guide.rotation, half.guide.shift
+        index = images.index
+        if iteration:
+            volume = half.guide.volume.coefficients.detach()
+            batch = _batch(stack, half, index)
+            rotation_now, shift_now = (part.mode(batch) for part in half.guide.drawn)
+            stands = climb(half.model, volume, images, rotation_now, shift_now, 0).log_joint
+            better = found.log_joint > stands
+            index, found = index[better], found.take(better)
+        covariance = found.covariance
+        if isinstance(rotation, PerImage):
+            turn = covariance[:, :3, :3]
+            rotation.numbers.data[index] = rotation.law.around(found.rotation, turn)
+        if isinstance(shift, PerImage):
+            move = covariance[:, 3:, 3:]
+            shift.numbers.data[index] = shift.law.around(found.shift, move)
+
+    def _adapt(self, half: Half, stack: ParticleStack, iteration: int) -> None:
+        """Images do not depend on each other at a volume: block by block, a fresh Adam each."""
+        parameters = _local(half)
+        where = f"q of the poses, iteration {iteration + 1}"
+        for part in blocks(len(half.index), self.plan.batch):
+            batch = _batch(stack, half, half.index[part])
+            optimizer = Adam(parameters, lr=self.plan.learn_rate)
+            for _ in range(self.plan.learn_steps):
+                ascend(half, optimizer, self.objective, batch, stack.image_names, where)
+
+
+@dataclass(frozen=True)
+class EncoderLearner(Learner):
+    """Encoders: minibatches of the stack, the objectives in turn, one Adam for the whole fit.
+
+    Parameters
+    ----------
+    plan
+        Numbers of steps and images, rate.
+    warm
+        The objective before the first E-step.
+    objectives
+        Those before the later ones, a step each.
+    """
+
+    plan: Schedule
+    warm: Objective
+    objectives: Sequence[Objective]
+
+    def learn(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
+        """Train for the step's share; the rate falls to zero over it (half a cosine)."""
+        optimizer = Adam(_local(half), lr=self.plan.learn_rate)
+        if half.optimizer:
+            optimizer.load_state_dict(half.optimizer)
+        steps = self.plan.warm_steps if iteration == 0 else self.plan.learn_steps
+        menu = [self.warm] if iteration == 0 else list(self.objectives)
+        where = f"encoder of the poses, iteration {iteration + 1}"
+        half.guide.train()
+        for step in range(steps):
+            share = torch.tensor(torch.pi * step / steps).cos()
+            for group in optimizer.param_groups:
+                group["lr"] = self.plan.learn_rate * float(1 + share) / 2
+            count = min(self.plan.batch, len(half.index))
+            index = half.index[torch.randperm(len(half.index))[:count]]
+            batch = _batch(stack, half, index)
+            ascend(half, optimizer, menu[step % len(menu)], batch, stack.image_names, where)
+        half.guide.eval()
+        half.optimizer = optimizer.state_dict()
+
+
+def _local(half: Half) -> list[nn.Parameter]:
+    """Free numbers of the pose sites; an encoder that both share counts once."""
+    both = nn.ModuleList([half.guide.rotation, half.guide.shift])
+    return list(both.parameters())
+
+
+def _batch(stack: ParticleStack, half: Half, index: Tensor) -> Batch:
+    like = half.model.noise.sigma2
+    return stack.batch(index, half.guide.band(half.model), like.dtype, like.device)
+
+
+def _check(value: Tensor, batch: Batch, names: Names, where: str) -> None:
+    bad = ~value.isfinite()
+    if bad.any():
+        images = ", ".join(names(batch.index[bad][:4]))
+        raise InputError(
+            where,
+            expected="a finite objective for every image",
+            got=f"{int(bad.sum())} that are not ({images})",
+            remedy="Lower --set learn_rate=...; look at these images with `cryoprob info`.",
+        )
