@@ -59,7 +59,7 @@ def law_masses(law: Law, numbers: Tensor, points: Rotations | Shifts, event: int
     so has, nearly, a law much narrower than a cell.
     """
     if law.has_density:
-        return torch.log_softmax(law(numbers[:, None]).log_prob(points).double(), 1)
+        return torch.log_softmax(law.log_density(numbers, points).double(), 1)
     if not isinstance(law, Heads):
         return _one_cell(law.mode(numbers), points, event)
     logits, parts = law.parts(numbers)

@@ -81,12 +81,12 @@ class Accounts:
         return self._priced(row, moved)
 
     def _priced(self, row: Family, half: Half) -> Priced:
-        guide, model = half.guide, self._continuous(half.model)
+        guide, model, plan = half.guide, self._continuous(half.model), row.settle(self.plan)
         grid = gridded(model, self.plan, self.order, self.symmetry)
         searched = grid if guide.rotation.searches else model
         began = perf_counter()
         with seeded(self.seed):
-            e_step(searched, guide, self.stack, self.index, draws=self.plan.draws)
+            e_step(searched, guide, self.stack, self.index, draws=max(plan.draws, 1))
             rate = len(self.index) / (perf_counter() - began)
             return Priced(budget(model, grid, guide, self.stack, self.index), rate)
 

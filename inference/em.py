@@ -193,7 +193,12 @@ class EM:
         model, guide = half.model, half.guide
         with seeded(number):
             return e_step(
-                model, guide, stack, half.index, symmetry=self.symmetry, draws=self.schedule.draws
+                model,
+                guide,
+                stack,
+                half.index,
+                symmetry=self.symmetry,
+                draws=max(self.schedule.draws, 1),
             )
 
     def _m_step(self, state: EMState, half: Half, statistics: Statistics, rounds: int) -> None:

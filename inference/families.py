@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from cryoprob.geometry.rotations import random_rotations
-from cryoprob.inference.encoders.base import Encoder
-from cryoprob.inference.encoders.convolutional import Convolutional
+from cryoprob.inference.encoders.centering import Centering
+from cryoprob.inference.encoders.polar import Polar
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.laws.base import Law
-from cryoprob.inference.laws.heads import Heads
-from cryoprob.inference.laws.rotations import ConcentratedLaw, DiracRotation
-from cryoprob.inference.laws.shifts import DiracShift, NormalShift
-from cryoprob.inference.learn import EncoderLearner, Learner, TableLearner
+from cryoprob.inference.laws.cells import Cells
+from cryoprob.inference.laws.rotations import ConcentratedLaw
+from cryoprob.inference.laws.shifts import NormalShift, TurningShift
+from cryoprob.inference.learn import EncoderLearner, Learner, TableLearner, seeded
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.objectives.sleep import Sleep
@@ -32,8 +31,8 @@ from cryoprob.types import Maps
 
 __all__ = ["Family", "Recipe", "family", "families"]
 
-_HEADS = 4
-_ENCODER_BOX = 32
+_ENCODER_BOX = 18
+"""Eight shells: enough for poses within some degrees, which then can be refined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,44 +148,47 @@ def _svi_learner(recipe: Recipe) -> Learner:
     return TableLearner(recipe.plan, objective, recipe.seed, recipe.symmetry)
 
 
-def _amortized(rotation: Law, shift: Law) -> Callable[[Recipe], Guide]:
-    def build(recipe: Recipe) -> Guide:
-        encoder = _encoder(recipe)
-        starts = recipe.rotations(rotation.heads)
-        nowhere = starts.new_zeros(1, 2)
-        turns, moves = Amortized(encoder, rotation, starts), Amortized(encoder, shift, nowhere)
-        return Guide(rotation=turns, shift=moves, volume=recipe.point)
-
-    return build
-
-
-def _encoder(recipe: Recipe) -> Encoder:
-    sigma2 = recipe.model.noise.sigma2.mean(0)
+def _amortized(recipe: Recipe, *, modal: bool) -> Guide:
+    """Encoders that turn with the image: one of the shift, one that sees centered images."""
+    sigma2, like = recipe.model.noise.sigma2.mean(0), recipe.point.coefficients
     box = min(_ENCODER_BOX, recipe.model.band.box)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        return Convolutional(box, sigma2).to(sigma2)
+    center = like.new_zeros(1, 2)
+    with seeded(recipe.seed):
+        below = Polar(box, sigma2, channels=64).to(like)
+        moves = Amortized(below, TurningShift(1, recipe.unit_A, modal=modal), center)
+        centering = Centering(moves, recipe.model.pixel_size)
+        above = Polar(box, sigma2, channels=128, centering=centering).to(like)
+        law = Cells(1, heads=1 if modal else 4, modal=modal)
+        turns = Amortized(above, law, recipe.rotations(1))
+    guide = Guide(rotation=turns, shift=moves, volume=recipe.point)
+    return guide.to(like)
 
 
 def _amortized_modal(recipe: Recipe) -> Guide:
-    laws = Heads(DiracRotation(), _HEADS), DiracShift(recipe.unit_A)
-    return _amortized(*laws)(recipe)
+    return _amortized(recipe, modal=True)
 
 
 def _amortized_vi(recipe: Recipe) -> Guide:
-    laws = Heads(ConcentratedLaw(30.0), _HEADS), NormalShift(recipe.unit_A)
-    return _amortized(*laws)(recipe)
+    return _amortized(recipe, modal=False)
 
 
 def _modal_learner(recipe: Recipe) -> Learner:
-    return EncoderLearner(recipe.plan, Sleep(), (Sleep(), ProfileLogJoint()))
+    own = (Sleep(), Sleep(), Sleep(), ProfileLogJoint())
+    return EncoderLearner(recipe.plan, Sleep(), own, recipe.symmetry)
 
 
 def _vi_learner(recipe: Recipe) -> Learner:
-    return EncoderLearner(recipe.plan, Sleep(), (Sleep(), Elbo(recipe.plan.learn_draws)))
+    own = (Sleep(), Sleep(), Sleep(), Elbo(recipe.plan.learn_draws))
+    return EncoderLearner(recipe.plan, Sleep(), own, recipe.symmetry)
 
 
-_TRAINING = (("learn_rate", 1e-3), ("warm_steps", 3000), ("learn_steps", 300))
+_TRAINING = (
+    ("learn_rate", 2e-3),
+    ("warm_steps", 1200),
+    ("learn_steps", 100),
+    ("batch", 512),
+    ("draws", 1),
+)
 
 _ROWS = (
     Family("exact-em", "EM", "exact posterior on a grid", _exact),
@@ -194,7 +196,7 @@ _ROWS = (
     Family(
         "amortized-modal",
         "autoencoder",
-        "Diracs that an encoder reads off the image",
+        "Diracs that encoders read off the image",
         _amortized_modal,
         _modal_learner,
         _TRAINING,
@@ -205,12 +207,12 @@ _ROWS = (
         "concentrated law and normal, free numbers per image",
         _svi,
         _svi_learner,
-        (("learn_rate", 0.03), ("learn_steps", 20)),
+        (("learn_rate", 0.03), ("learn_steps", 20), ("batch", 256), ("draws", 4)),
     ),
     Family(
         "amortized-vi",
         "variational autoencoder",
-        "concentrated laws and normal that an encoder reads off the image",
+        "mixture over cells and normal that encoders read off the image",
         _amortized_vi,
         _vi_learner,
         _TRAINING,

@@ -4,24 +4,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import cos, pi
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Adam
+from torch.optim import Adam, AdamW, Optimizer
 
 from cryoprob.checks import InputError
 from cryoprob.inference.dense import blocks
-from cryoprob.inference.e_step import chunks
+from cryoprob.inference.e_step import chunks, e_step
+from cryoprob.inference.encoders.base import Encoder, fast_precision
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.grids import on_grid, pose_grids
+from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.local_search import Optimum, climb
+from cryoprob.inference.m_step import update_noise
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.search import best_poses
+from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.particles import Batch, ParticleStack
 
 __all__ = ["EncoderLearner", "Learner", "TableLearner", "seeded"]
@@ -29,8 +36,10 @@ __all__ = ["EncoderLearner", "Learner", "TableLearner", "seeded"]
 Names = Callable[[Tensor], list[str]]
 """What a user calls the images of some indices."""
 
-_STEEPEST = 100.0
-"""Norm at which the gradient of a mean over images (nats) is cut."""
+_STEEPEST = 1.0
+"""Norm at which the gradient of an encoder is cut, nats per image."""
+
+_NOISE_IMAGES = 500
 
 
 @contextmanager
@@ -53,7 +62,7 @@ class Learner(ABC):
 
 
 def ascend(
-    half: Half, optimizer: Adam, objective: Objective, batch: Batch, names: Names, where: str
+    half: Half, optimizer: Optimizer, objective: Objective, batch: Batch, names: Names, where: str
 ) -> float:
     """One step up the mean objective of a batch; returns it.
 
@@ -66,8 +75,9 @@ def ascend(
     _check(value, batch, names, where)
     optimizer.zero_grad()
     (-value.mean()).backward()  # type: ignore[no-untyped-call]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    clip_grad_norm_(parameters, _STEEPEST, error_if_nonfinite=True)
+    if isinstance(optimizer, AdamW):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        clip_grad_norm_(parameters, _STEEPEST, error_if_nonfinite=True)
     optimizer.step()
     half.guide.forget()
     return float(value.detach().mean())
@@ -143,41 +153,107 @@ class TableLearner(Learner):
 
 @dataclass(frozen=True)
 class EncoderLearner(Learner):
-    """Encoders: minibatches of the stack, the objectives in turn, one Adam for the whole fit.
+    """Encoders: minibatches of the stack, the objectives in turn, one AdamW for the whole fit.
 
     Parameters
     ----------
     plan
         Numbers of steps and images, rate.
     warm
-        The objective before the first E-step.
+        The objective before the first E-step, after the noise was set by one exact E-step.
     objectives
         Those before the later ones, a step each.
+    symmetry
+        Of that exact E-step.
     """
 
     plan: Schedule
     warm: Objective
     objectives: Sequence[Objective]
+    symmetry: str = "C1"
 
     def learn(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
-        """Train for the step's share; the rate falls to zero over it (half a cosine)."""
-        optimizer = Adam(_local(half), lr=self.plan.learn_rate)
+        """Train for the step's share: 100 steps of rising rate, then half a cosine to zero."""
+        if iteration == 0:
+            set_noise(half, stack, self.plan, self.symmetry)
+        optimizer = AdamW(_local(half), lr=self.plan.learn_rate, fused=True)
         if half.optimizer:
             optimizer.load_state_dict(half.optimizer)
         steps = self.plan.warm_steps if iteration == 0 else self.plan.learn_steps
         menu = [self.warm] if iteration == 0 else list(self.objectives)
         where = f"encoder of the poses, iteration {iteration + 1}"
-        half.guide.train()
-        for step in range(steps):
-            share = torch.tensor(torch.pi * step / steps).cos()
-            for group in optimizer.param_groups:
-                group["lr"] = self.plan.learn_rate * float(1 + share) / 2
-            count = min(self.plan.batch, len(half.index))
-            index = half.index[torch.randperm(len(half.index))[:count]]
-            batch = _batch(stack, half, index)
-            ascend(half, optimizer, menu[step % len(menu)], batch, stack.image_names, where)
-        half.guide.eval()
+        narrow = _narrowed(half)
+        with _trained(half):
+            for step in range(steps):
+                rise = min(1.0, (step + 1) / min(100, steps))
+                for group in optimizer.param_groups:
+                    share = (1 + cos(pi * step / steps)) / 2
+                    group["lr"] = self.plan.learn_rate * rise * share
+                self._step(half, narrow, stack, optimizer, menu[step % len(menu)], where)
         half.optimizer = optimizer.state_dict()
+
+    def _step(
+        self,
+        half: Half,
+        narrow: Half,
+        stack: ParticleStack,
+        optimizer: Optimizer,
+        objective: Objective,
+        where: str,
+    ) -> None:
+        """Drawn images cost little in the encoder's own band; real ones need the model's."""
+        drawn = objective.kind == "inclusive"
+        used, count = (narrow, self.plan.batch) if drawn else (half, self.plan.batch // 8)
+        count = max(1, count)
+        if drawn:  # images lend their CTF and noise alone: any number of times
+            index = half.index[torch.randint(len(half.index), (count,))]
+        else:
+            index = half.index[torch.randperm(len(half.index))[:count]]
+        batch = _batch(stack, used, index)
+        ascend(used, optimizer, objective, batch, stack.image_names, where)
+
+
+@contextmanager
+def _trained(half: Half) -> Iterator[None]:
+    """Training mode, in the fastest precision; both as they were after."""
+    encoders = [part for part in half.guide.modules() if isinstance(part, Encoder)]
+    half.guide.train()
+    for part in encoders:
+        part.precision = fast_precision(part.gain.device)
+    yield
+    half.guide.eval()
+    for part in encoders:
+        part.precision = None
+
+
+def _narrowed(half: Half) -> Half:
+    """The half with a model that explains no more shells than the encoders look at."""
+    encoders = [part for part in half.guide.modules() if isinstance(part, Encoder)]
+    model, radius = half.model, max(part.band.radius for part in encoders)
+    old = model.linear_volume
+    volume = FourierVoxels(
+        model.band.box,
+        old.tau2,
+        radius=min(radius, model.band.radius),
+        interpolation=old.interpolation,
+        dtype=old.tau2.dtype,
+        device=old.tau2.device,
+    )
+    poses = model.rotation, model.shift
+    narrow = ParticleModel(volume, *poses, model.noise, model.pixel_size, model.contrast)
+    return Half(narrow, half.guide, half.index)
+
+
+def set_noise(half: Half, stack: ParticleStack, plan: Schedule, symmetry: str) -> None:
+    """Noise from the residual of one exact E-step over some images, at the half's volume.
+
+    Images drawn from the model then have the contrast of real ones.
+    """
+    grids = pose_grids(half.model, plan, min(2, plan.max_order), seed=0, symmetry=symmetry)
+    exact = Exact(None if plan.mass == 1 else plan.mass, coarse_order=min(2, plan.coarse_order))
+    guide = Guide(rotation=exact, shift=exact, volume=half.guide.volume)
+    some = half.index[:: max(1, len(half.index) // _NOISE_IMAGES)]
+    update_noise(half.model, e_step(on_grid(half.model, *grids), guide, stack, some))
 
 
 def _local(half: Half) -> list[nn.Parameter]:

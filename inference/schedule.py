@@ -15,9 +15,7 @@ _POSITIVE = [
     "shift_step",
     "max_iterations",
     "beam",
-    "draws",
     "learn_draws",
-    "batch",
     "starts",
     "start_steps",
     "start_images",
@@ -73,7 +71,7 @@ class Schedule:
     warm_steps
         Training steps of an encoder before the first E-step.
     batch
-        Images of a training step.
+        Images of a training step. (Where these are 0 the family sets them.)
     starts
         Random starts from nothing.
     start_steps
@@ -104,12 +102,12 @@ class Schedule:
     gain: float = 0.05
     beam: int = 32
     polish: int = 0
-    draws: int = 4
+    draws: int = 0
     learn_draws: int = 1
     learn_steps: int = 0
     learn_rate: float = 0.0
     warm_steps: int = 0
-    batch: int = 128
+    batch: int = 0
     starts: int = 4
     start_steps: int = 80
     start_images: int = 150
@@ -121,17 +119,7 @@ class Schedule:
         expected = "0 <= coarse_order <= max_order"
         require(order, "schedule", expected=expected, got=f"{self.coarse_order}, {self.max_order}")
         require(0 < self.mass <= 1, "mass", expected="in (0, 1]", got=str(self.mass))
-        for name in (
-            "shift_step",
-            "max_iterations",
-            "starts",
-            "start_steps",
-            "start_images",
-            "beam",
-            "draws",
-            "learn_draws",
-            "batch",
-        ):
+        for name in _POSITIVE:
             value = getattr(self, name)
             require(value > 0, name, expected="a positive number", got=str(value))
 

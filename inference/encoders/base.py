@@ -10,7 +10,7 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.inference.encoders.centering import Centering
 from cryoprob.particles import Batch
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "fast_precision"]
 
 
 class Encoder(nn.Module, ABC):
@@ -106,6 +106,14 @@ class Encoder(nn.Module, ABC):
     def windowed(self, images: Tensor) -> Tensor:
         """Images times a round window with a soft edge, so that corners of noise do not count."""
         return images * _window(self.box).to(images)
+
+
+def fast_precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device multiplies matrices faster in it, else None (the images' type)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    able = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if able() else None
 
 
 def _window(box: int) -> Tensor:

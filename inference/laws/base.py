@@ -81,6 +81,14 @@ class Law(nn.Module, ABC):
     def mode(self, numbers: Tensor) -> Tensor:
         """The most probable value, [*, *event]."""
 
+    def log_density(self, numbers: Tensor, values: Tensor) -> Tensor:
+        """Log density [n, K] of what :meth:`draw` draws, at values [K, *event] or [n, K, *event].
+
+        Numbers are those of n images, [n, size].
+        """
+        density: Tensor = self(numbers[:, None]).log_prob(values)
+        return density
+
     def draw(self, numbers: Tensor, count: int) -> Draws:
         """``count`` draws of each image's law (one of a Dirac), differentiable in the numbers."""
         law = self(numbers)

@@ -209,6 +209,17 @@ class Cells(Law):
         weight = share.movedim(-1, 0).repeat_interleave(count, 0) - log(count)
         return Draws(value, law.log_prob(value), weight)
 
+    def log_density(self, numbers: Tensor, values: Rotations) -> Tensor:
+        """Log density [n, K] of the law cut to the heaviest cells, at [K, 3, 3] or [n, K, 3, 3]."""
+        whole = self(numbers)
+        share, cell = whole.log_weight.topk(self.heads, -1)
+        frame = whole.cells.unflatten(-1, (-1, 4)).movedim(0, -1)[cell]
+        inside = matrix_to_quaternion(values).to(frame)[..., None, None, :] @ frame[:, None].mT
+        offset = whole.offset.gather(-2, cell[..., None].expand(*cell.shape, 3))[:, None]
+        scale = whole.scale.gather(-1, cell)[:, None]
+        parts = _log_acg(inside[..., 0, :], offset, scale)
+        return torch.logsumexp(torch.log_softmax(share, -1)[:, None] + parts, -1)
+
     @cached_property
     def _unit(self) -> float:
         """Half-angle tangent of half a spacing."""

@@ -51,9 +51,9 @@ def test_fsc_curves_and_their_ticks(tmp_path, monkeypatch):
 def test_evidence_of_starts_and_refinement(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     steps = [
-        {"start": s, "iteration": i, "log_evidence": -9.0 * i} for s in (1, 2) for i in (1, 2)
+        {"start": s, "iteration": i, "bound": -9.0 * i} for s in (1, 2) for i in (1, 2)
     ]
-    refine = [{"iteration": i, "log_evidence": -float(i), "order": 1 + i} for i in (1, 2, 3)]
+    refine = [{"iteration": i, "bound": -float(i), "order": 1 + i} for i in (1, 2, 3)]
     plot_evidence(tmp_path / "evidence.png", steps + refine)
     plot_evidence(tmp_path / "alone.png", refine)
     assert [len(figure.axes) for figure in figures] == [2, 1]

@@ -10,7 +10,7 @@ from cryoprob.app.progress import HEAD, Live, Plain, display, line
 def record(iteration, **more):
     return {
         "iteration": iteration,
-        "log_evidence": -1234.567,
+        "bound": -1234.567,
         "resolution_A": 9.87,
         "radius": 12,
         "order": 3,

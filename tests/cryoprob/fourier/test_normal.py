@@ -3,6 +3,7 @@
 import pytest
 import torch
 from problems import PIXEL_SIZE, some_optics
+from scipy import stats
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import Insertion
@@ -36,11 +37,14 @@ class Imaging:
 
     def equations(self, order=slice(None)):
         """Of images and their weights, as the E-step inserts them: without the shift."""
+        return self.insertion(order).equations()
+
+    def insertion(self, order=slice(None)):
         insertion = Insertion(self.slicer)
         numerator = (self.weight * self.factor.conj() * self.images).resolve_conj()
         transfer = self.weight * self.factor.abs() ** 2
         insertion.add(numerator[order], transfer[order], self.rotations[order])
-        return insertion.equations()
+        return insertion
 
 
 def inner(a, b):
@@ -157,3 +161,23 @@ def test_single_precision(generator):
     applied = wide.apply(h.volume)
     change = (narrow.apply(h.volume.float()) - applied).abs().max()
     assert float(change / applied.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("interpolation", "n"), [("linear", 3), ("linear", 60), ("nearest", 12)])
+def test_noise_has_the_normal_matrix_as_its_covariance(interpolation, n, generator, false_alarm):
+    # few images: cells of one sample, whose covariance has rank 1; many: cells of full rank
+    h = Imaging(generator, box=6, n=n, interpolation=interpolation)
+    insertion = h.insertion()
+    equations, before = insertion.equations(), insertion.noise(2, generator)
+    assert before.shape == (2, 6, 6, 6) and not before[0].equal(before[1])
+    probes = torch.randn(12, 6, 6, 6, generator=generator, dtype=F64)
+    probes[:6] += probes[:6].flip(1, 2, 3).roll((1, 1, 1), (1, 2, 3))  # even
+    probes[6:] -= probes[6:].flip(1, 2, 3).roll((1, 1, 1), (1, 2, 3))  # odd
+    applied = torch.stack([equations.apply(probe) for probe in probes]).flatten(1)
+    root = torch.linalg.cholesky(probes.flatten(1) @ applied.T)
+    noise = insertion.noise(1000, generator).flatten(1)
+    white = torch.linalg.solve_triangular(root, probes.flatten(1) @ noise.T, upper=False)
+    assert stats.kstest(white.flatten().numpy(), "norm").pvalue > false_alarm / 2
+    # 144 products of independent normals, each a mean of 1000 of variance 1 or 2
+    error = (white @ white.T / 1000 - torch.eye(12)) / (1 + torch.eye(12)).sqrt() * 1000**0.5
+    assert float(error.abs().max()) < stats.norm.isf(false_alarm / 4 / 144)
