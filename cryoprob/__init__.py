@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from cryoprob.geometry.shifts import ShiftGrid
     from cryoprob.inference.config import FitConfig
     from cryoprob.inference.e_step import e_step
+    from cryoprob.inference.evidence import budget
+    from cryoprob.inference.families import family
     from cryoprob.inference.fit import fit as fit
     from cryoprob.inference.guide import Guide
     from cryoprob.inference.result import FitResult
     from cryoprob.inference.run import run_fit
     from cryoprob.inference.schedule import Schedule
+    from cryoprob.inference.treatments.amortized import Amortized
     from cryoprob.inference.treatments.exact import Exact
+    from cryoprob.inference.treatments.importance import Importance
     from cryoprob.inference.treatments.known import Known
     from cryoprob.inference.treatments.local import Local
+    from cryoprob.inference.treatments.modal import Modal
+    from cryoprob.inference.treatments.per_image import PerImage
     from cryoprob.inference.treatments.point import Point
+    from cryoprob.inference.treatments.prior import Prior
     from cryoprob.io.mrc import read_map, write_map
     from cryoprob.io.structures import density, read_structure
     from cryoprob.io.tables import read_particles, write_particles
@@ -47,6 +54,13 @@ _HOMES = {
     "cryoprob.geometry.shifts": "ShiftGrid",
     "cryoprob.inference.config": "FitConfig",
     "cryoprob.inference.e_step": "e_step",
+    "cryoprob.inference.families": "family",
+    "cryoprob.inference.evidence": "budget",
+    "cryoprob.inference.treatments.modal": "Modal",
+    "cryoprob.inference.treatments.per_image": "PerImage",
+    "cryoprob.inference.treatments.amortized": "Amortized",
+    "cryoprob.inference.treatments.importance": "Importance",
+    "cryoprob.inference.treatments.prior": "Prior",
     "cryoprob.inference.guide": "Guide",
     "cryoprob.inference.result": "FitResult",
     "cryoprob.inference.fit": "fit",
@@ -78,6 +92,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 _MODULES = "fourier geometry inference io masks metrics models noise optics particles phantoms"
 
 __all__ = [
+    "Amortized",
     "Batch",
     "DataWarning",
     "Exact",
@@ -86,16 +101,20 @@ __all__ = [
     "FourierVoxels",
     "GaussianShift",
     "Guide",
+    "Importance",
     "InputError",
     "Known",
     "Local",
     "Microscope",
+    "Modal",
     "Optics",
     "OutputError",
     "PHANTOMS",
     "ParticleModel",
     "ParticleStack",
+    "PerImage",
     "Point",
+    "Prior",
     "RadialNoise",
     "RotationGrid",
     "Schedule",
@@ -103,9 +122,11 @@ __all__ = [
     "UniformRotation",
     "__version__",
     "align_maps",
+    "budget",
     "ctf",
     "density",
     "e_step",
+    "family",
     "fit",
     "fsc",
     "half_map_fsc",

@@ -120,7 +120,7 @@ def _modes(law: Law, weights: Tensor, turns: Rotations) -> Tensor:
 
 
 def _around_mode(law: Law, weights: Tensor, turns: Rotations) -> tuple[Tensor, Tensor]:
-    """Numbers at the heaviest cell, with the spread around it, and which cells are near, [n, Q]."""
+    """Numbers of the spread around the heaviest cell, and which cells are near it, [n, Q]."""
     mode = turns[weights.argmax(1)]
     vector = roma.rotmat_to_rotvec(turns @ mode[:, None].mT)
     near = vector.norm(dim=-1) < torch.deg2rad(torch.tensor(_APART_DEG))

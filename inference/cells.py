@@ -53,9 +53,9 @@ def masses_of(guide: Guide, batch: Batch, level: Level) -> CellMasses:
 
 
 def law_masses(law: Law, numbers: Tensor, points: Rotations | Shifts, event: int) -> Tensor:
-    """Log masses [n, K] of the cells around ``points`` [K, *event], or each image's [n, K, *event].
+    """Log masses [n, K] of cells of equal size around ``points`` [K, *event] or [n, K, *event].
 
-    Cells are of equal size. By the density at their centers, normalized; a Dirac has all its mass in the nearest cell, and
+    By the density at their centers, normalized; a Dirac has all its mass in the nearest cell, and
     so has, nearly, a law much narrower than a cell.
     """
     if law.has_density:

@@ -176,7 +176,8 @@ def _drawn(
         return own, torch.maximum(own, best)
     numbers = [part.numbers_of(batch).detach() for part in guide.drawn if isinstance(part, Lawful)]
     laws = [part.law for part in guide.drawn if isinstance(part, Lawful)]
-    best = best_bound(*laws, (numbers[0], numbers[1]), found.log_joint, level)
+    own_numbers = numbers[0], numbers[1]
+    best = best_bound(laws[0], laws[1], own_numbers, found.log_joint, level)
     return own, torch.maximum(own, found.noise_only + best)
 
 

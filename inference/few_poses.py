@@ -38,9 +38,16 @@ def add_few(
     weight = log_weight.exp()
     share = weight[..., None]
     spread = images.transfer * share
-    flat = (part.flatten(0, 1) for part in (numerator * share, spread, slices, poses.rotation))
     group = int(images.group[0])
-    to.add_slices(group, *flat, model.band, model.noise.sigma2[group])
+    to.add_slices(
+        group,
+        (numerator * share).flatten(0, 1),
+        spread.flatten(0, 1),
+        slices.flatten(0, 1),
+        poses.rotation.flatten(0, 1),
+        model.band,
+        model.noise.sigma2[group],
+    )
     to.shift_power += (weight * poses.shift.square().sum(-1)).double().sum()
     summary = PosteriorSummary(
         bound=images.noise_only + bound,

@@ -47,7 +47,8 @@ class Optimum:
     @property
     def covariance(self) -> Tensor:
         """Laplace's covariance, [n, 5, 5]."""
-        return torch.linalg.inv(self.information)
+        found: Tensor = torch.linalg.inv(self.information)
+        return found
 
 
 def climb(

@@ -116,7 +116,7 @@ def loo(data: Any, **options: Any) -> Any:
     if any(str(name).strip("/") == "log_likelihood" for name in names):
         import arviz
 
-        return arviz.loo(data, **options)
+        return arviz.loo(data, **options)  # type: ignore[no-untyped-call]
     raise InputError(
         "leave-one-out",
         expected="draws of the map",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cryoprob.app.words import duration, say, table
 from cryoprob.fourier.bands import full_band
-from cryoprob.inference.build import build_guide, build_model, image_power
+from cryoprob.inference.build import build_model, image_power
 from cryoprob.inference.dense import DenseGrid
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.filtered import Filtered, filter_images
@@ -26,6 +26,7 @@ from cryoprob.inference.m_step import solve_volume, update_noise, update_tau2
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.statistics import reals
 from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.point import Point
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.noises.radial_noise import RadialNoise
 from cryoprob.models.particle_model import ParticleModel
@@ -123,7 +124,7 @@ def made_up(n: int, box: int, radius: int, order: int = 2, *, seed: int = 0) -> 
     model = build_model(stack, Schedule(), image_power(stack), radius=radius)
     model.rotation = UniformRotation().discretize(order)
     model.shift = GaussianShift(PIXEL_SIZE).discretize(_RINGS * PIXEL_SIZE, PIXEL_SIZE)
-    guide = build_guide(model, volume, Schedule(mass=1.0), stack, "ignore")
+    guide = Guide(rotation=Exact(), shift=Exact(), volume=Point(volume))
     return BenchProblem(model, guide, stack)
 
 

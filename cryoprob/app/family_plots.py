@@ -8,7 +8,16 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cryoprob.app.plots import BLUE, GREEN, GREY, ORANGE, globe, picture, reach, save
+from cryoprob.app.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    draw_globe,
+    draw_picture,
+    save,
+    value_range,
+)
 from cryoprob.app.posteriors import Directions
 from cryoprob.types import Images, PathType
 
@@ -39,17 +48,18 @@ def plot_families(
     count, families = len(images), len(views)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False}):
         figure = Figure(figsize=(1.9 * (families + 1), 2.8 + 1.25 * count), layout="constrained")
-        top, below = figure.subfigures(2, 1, height_ratios=[2.6, 1.25 * count])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[2.6, 1.25 * count])
+        top, below = parts
         _bounds(top.subplots(), histories)
         grid = below.add_gridspec(count, families + 1)
         for row in range(count):
             ax = below.add_subplot(grid[row, 0])
-            picture(ax, images[row], reach(images))
+            draw_picture(ax, images[row], value_range(images))
             if row == 0:
                 ax.set_title("image", fontsize=9)
             for column, (name, view) in enumerate(views.items(), 1):
                 ax = below.add_subplot(grid[row, column], projection="mollweide")
-                globe(ax, view.directions, view.mass[row])
+                draw_globe(ax, view.directions, view.mass[row])
                 if row == 0:
                     ax.set_title(name, fontsize=9)
         below.suptitle("Where each image is seen from, as each family has it", fontsize=9)

@@ -17,13 +17,13 @@ from cryoprob.io.files import replacing
 from cryoprob.types import Maps, PathType
 
 __all__ = [
-    "globe",
-    "picture",
+    "draw_globe",
+    "draw_picture",
     "plot_directions",
     "plot_evidence",
     "plot_fsc",
     "plot_maps",
-    "reach",
+    "value_range",
     "save",
 ]
 
@@ -56,7 +56,7 @@ def plot_maps(path: PathType, truth: Maps, found: Maps, pixel_size: float) -> Pa
     for axes, volume, label in zip(rows, (truth, found), ("truth", "found"), strict=True):
         axes[0].set_ylabel(label, fontsize=11)
         for ax, image, true in zip(axes, _views(volume), _views(truth), strict=True):
-            picture(ax, image, (float(true.min()), float(true.max())))
+            draw_picture(ax, image, (float(true.min()), float(true.max())))
     for ax, name in zip(rows[0], names, strict=True):
         ax.set_title(name, fontsize=9)
     side = truth.shape[-1] * pixel_size
@@ -123,11 +123,11 @@ def plot_directions(
     grid = figure.add_gridspec(3, count, height_ratios=[1, 1, 0.7])
     for place in range(count):
         top, middle = (figure.add_subplot(grid[row, place]) for row in range(2))
-        picture(top, images[place], reach(images))
-        picture(middle, clean[place], reach(clean))
+        draw_picture(top, images[place], value_range(images))
+        draw_picture(middle, clean[place], value_range(clean))
         top.set_title(f"{views.effective[place]:.1f} directions", fontsize=9)
         globe = figure.add_subplot(grid[2, place], projection="mollweide")
-        globe(globe, views.directions, views.mass[place])
+        draw_globe(globe, views.directions, views.mass[place])
         if truth is not None:
             _mark(globe, truth[place])
         for ax, label in ((top, "image"), (middle, "prediction"), (globe, "posterior")):
@@ -142,7 +142,7 @@ def _views(volume: Maps) -> list[Tensor]:
     return [volume.sum(0), volume.sum(1), volume.sum(2), volume[volume.shape[0] // 2]]
 
 
-def picture(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
+def draw_picture(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
     """An image in grey, between two values."""
     low, high = limits
     ax.imshow(image.numpy(), cmap="gray", origin="lower", vmin=low, vmax=high)
@@ -150,7 +150,7 @@ def picture(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
     ax.set_yticks([])
 
 
-def reach(images: Tensor) -> tuple[float, float]:
+def value_range(images: Tensor) -> tuple[float, float]:
     """Darkest and brightest value to show, outliers left out."""
     low, high = torch.quantile(images.flatten().double(), torch.tensor([0.01, 0.995]).double())
     return float(low), float(high)
@@ -176,7 +176,7 @@ def _refinement(ax: Axes, part: Sequence[dict[str, Any]]) -> None:
             ax.text(*where, words, color=GREY, fontsize=8, transform=ax.get_xaxis_transform())
 
 
-def globe(ax: Axes, directions: Tensor, mass: Tensor) -> None:
+def draw_globe(ax: Axes, directions: Tensor, mass: Tensor) -> None:
     """Masses of directions on the sphere, in the projection of Mollweide."""
     shade = (mass / mass.max()).clamp(min=1e-9).sqrt()
     order = shade.argsort()

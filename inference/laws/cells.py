@@ -210,7 +210,7 @@ class Cells(Law):
         return Draws(value, law.log_prob(value), weight)
 
     def log_density(self, numbers: Tensor, values: Rotations) -> Tensor:
-        """Log density [n, K] of the law cut to the heaviest cells, at [K, 3, 3] or [n, K, 3, 3]."""
+        """Log density [n, K] of the law cut to the heaviest cells."""
         whole = self(numbers)
         share, cell = whole.log_weight.topk(self.heads, -1)
         frame = whole.cells.unflatten(-1, (-1, 4)).movedim(0, -1)[cell]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -60,7 +61,8 @@ def log_terms(
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or name in given or not node["cond_indep_stack"]:
             continue
-        found = node["fn"].log_prob(node["value"])
+        law: Any = node["fn"]
+        found = law.log_prob(node["value"])
         if name == sites.IMAGE:
             likelihood = likelihood + found
         else:

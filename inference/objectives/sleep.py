@@ -1,6 +1,7 @@
 """Learning from images drawn from the model itself: neural posterior estimation."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -29,7 +30,7 @@ class Sleep(Objective):
         """Log q at the drawn poses, [N]."""
         with torch.no_grad():
             free = poutine.condition(poutine.uncondition(model), {sites.VOLUME: volume})
-            nodes = poutine.trace(free).get_trace(batch).nodes
+            nodes: Any = poutine.trace(free).get_trace(batch).nodes
         rotation, shift, image = (
             nodes[site]["value"] for site in (sites.ROTATION, sites.SHIFT, sites.IMAGE)
         )

@@ -50,9 +50,7 @@ def test_fsc_curves_and_their_ticks(tmp_path, monkeypatch):
 
 def test_evidence_of_starts_and_refinement(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
-    steps = [
-        {"start": s, "iteration": i, "bound": -9.0 * i} for s in (1, 2) for i in (1, 2)
-    ]
+    steps = [{"start": s, "iteration": i, "bound": -9.0 * i} for s in (1, 2) for i in (1, 2)]
     refine = [{"iteration": i, "bound": -float(i), "order": 1 + i} for i in (1, 2, 3)]
     plot_evidence(tmp_path / "evidence.png", steps + refine)
     plot_evidence(tmp_path / "alone.png", refine)
