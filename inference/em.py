@@ -149,6 +149,7 @@ class EM:
         known = isinstance(first.guide.rotation, Known)
         shell = state.shell if not known else first.model.band.box
         radius = self.schedule.radius(first.model.band.box, shell)
+        radius = max(radius, first.model.band.radius)  # or it could swing for ever
         order = max(state.order, self._finer(state))
         grew = radius > first.model.band.radius or order > state.order or state.iteration == 0
         state.order = order

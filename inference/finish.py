@@ -50,7 +50,7 @@ def finish(
         criterion="FSC of half sets = 0.143" if halves else "signal = noise / 3 in the map",
         posterior=posterior,
         history=[*earlier, *state.history],
-        trust=verdict(posterior, noise_log_density(stack), ranking, known),
+        trust=verdict(posterior, noise_log_density(stack), ranking, known, first.guide.kind),
         halves=[half.cpu() for half in halves],
         curve=state.curve.cpu(),
         fitted=first,
@@ -77,7 +77,11 @@ def _look(
 
 
 def verdict(
-    posterior: PosteriorSummary, noise_only: Tensor, ranking: list[float], known: bool
+    posterior: PosteriorSummary,
+    noise_only: Tensor,
+    ranking: list[float],
+    known: bool,
+    kind: str = "log_evidence",
 ) -> str:
     """Say whether the map explains the images, the starts agree and the poses are decided."""
     gain = float((posterior.bound - noise_only).mean())
@@ -101,6 +105,11 @@ def verdict(
         close = ""
     if doubts:
         return f"{close}Do not trust this map yet: " + "; ".join(doubts) + "."
+    if kind == "profile_log_joint":
+        return (
+            f"{close}At their best poses the images lie {gain:.1f} nats each above noise alone; a"
+            " profile log joint bounds nothing, so look at `cryoprob compare` before trusting it."
+        )
     return (
         f"{close}The map explains the images by {gain:.1f} nats per image more than noise alone."
     )

@@ -21,6 +21,13 @@ __all__ = ["configure", "refuse_overwriting", "run", "watched"]
 
 _RESULTS = ("checkpoint.pt", "config.toml", "volume.mrc")
 
+_KINDS = {
+    "log_evidence": "Log evidence",
+    "elbo": "ELBO",
+    "iwae": "IWAE bound",
+    "profile_log_joint": "Profile log joint (no bound)",
+}
+
 _POSES = {
     "ignore": "Poses: those of the file are ignored; all are inferred (--poses ignore).",
     "known": "Poses: those of the file are taken as exact, reconstruction only (--poses known).",
@@ -173,7 +180,7 @@ def _conclude(result: "FitResult", out: Path) -> None:
     facts(
         [
             ("Resolution", f"{angstrom(result.resolution_A)} ({result.criterion})"),
-            ("Log evidence", f"{last['bound']:.2f} nats per image"),
+            (_KINDS[last["kind"].split(",")[0]], f"{last['bound']:.2f} nats per image"),
             ("Steps", str(len(result.history))),
             ("Map", str(out / "volume.mrc")),
             ("Poses", str(out / "particles.star")),

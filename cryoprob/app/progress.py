@@ -13,7 +13,7 @@ from cryoprob.app.words import console, duration, grid_spacing
 
 __all__ = ["HEAD", "Display", "Live", "Plain", "display", "line"]
 
-HEAD = "  step   log evidence   resolution   band   grid       images/s   time left"
+HEAD = "  step     nats/image   resolution   band   grid       images/s   time left"
 """Names of the numbers of :func:`line`."""
 
 _EVERY_S = 10.0
@@ -103,7 +103,7 @@ class Display:
         """What came of a start, or of a stage that was told in part."""
         if self.last is not None and self.brief:
             name = f"start {self.last['start']}" if "start" in self.last else self.name
-            evidence = f"log evidence {self.last['bound']:.2f} nats per image"
+            evidence = f"{self.last['bound']:.2f} nats per image"
             self.print(f"  {name}: {self.last['iteration']} steps, {evidence}")
 
 

@@ -17,6 +17,7 @@ from cryoprob.inference.e_step import e_step
 from cryoprob.inference.m_step import (
     Solution,
     fourier_weight,
+    lift_tau2,
     posterior_sample,
     posterior_std,
     power,
@@ -375,3 +376,19 @@ def test_deviation_of_the_voxels():
     # 16 draws and some neighbors of each voxel; what is flattened adds to it
     ratio = (found / wanted).log()
     assert abs(float(ratio.mean())) < 0.05 and float(ratio.square().mean()) ** 0.5 < 0.1
+
+
+def test_shells_beyond_the_resolved_one_stay_open():
+    """A prior power of nothing becomes half the noise there; what is larger, or farther, stays."""
+    problem = make_problem(box=16)
+    model = problem.model
+    tau2 = model.linear_volume.tau2
+    weight = torch.full((16, 16, 16), 4.0, dtype=torch.float64)
+    tau2.fill_(1e-9)
+    tau2[:3] = 2.0
+    tau2[4] = 0.7
+    lift_tau2(model, Solution(problem.volume, weight, 0), 2)
+    # 0.5 / 4 in shells 3 and 5, more than that in 4; shell 6 is out of reach
+    wanted = [2.0, 2.0, 2.0, 0.125, 0.7, 0.125, 1e-9]
+    assert tau2[:7].tolist() == pytest.approx(wanted)
+    assert (tau2[8:] == tau2[7]).all()

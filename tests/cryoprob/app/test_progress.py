@@ -29,7 +29,7 @@ def test_a_line_has_every_number_under_its_name():
     text = line(record(7, stage="refine"))
     columns = {
         "step": "7",
-        "log evidence": "-1234.57",
+        "nats/image": "-1234.57",
         "resolution": "9.9 A",
         "band": "12",
         "grid": "7.5 deg",
@@ -65,7 +65,7 @@ def test_starts_are_summed_up():
                 watcher.step(record(step, start=start))
     text = out.getvalue()
     for start in (1, 2):
-        assert f"start {start}: 85 steps, log evidence -1234.57 nats per image" in text
+        assert f"start {start}: 85 steps, -1234.57 nats per image" in text
     assert len(text.splitlines()) == 4  # short: the steps took less than ten seconds
 
 

@@ -170,3 +170,18 @@ def test_single_precision(generator):
 def test_impossible_laws(bad):
     with pytest.raises(InputError):
         Cells(0, **bad)
+
+
+def test_the_density_of_what_is_drawn():
+    """log_density is that of the law cut to the heaviest cells, as draw gives it, for any values."""
+    generator = torch.Generator().manual_seed(5)
+    law = Cells(0, heads=3)
+    numbers = torch.randn(4, law.size, generator=generator, dtype=torch.float64)
+    torch.manual_seed(2)
+    drawn = law.draw(numbers, 2)
+    found = law.log_density(numbers, drawn.value.transpose(0, 1))
+    torch.testing.assert_close(found.T, drawn.log_q)
+    values = random_rotations(7, generator, torch.float64)
+    common = law.log_density(numbers, values)
+    each = law.log_density(numbers, values.expand(4, 7, 3, 3))
+    torch.testing.assert_close(common, each)
