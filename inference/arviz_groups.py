@@ -196,7 +196,7 @@ def as_arviz(groups: Groups) -> Any:
 
 
 def _power(volume: Maps, pixel_size: float) -> "Dataset":
-    """Mean power of maps [C, S, D, D, D] in at most ten rings of shells: few, for ArviZ's plots."""
+    """Mean power of maps [C, S, D, D, D] in ten rings of shells or fewer: few, for plots."""
     from xarray import Dataset
 
     power, box = Chains(volume, volume[..., 0, 0, 0]).power(), volume.shape[-1]

@@ -27,7 +27,7 @@ from cryoprob.inference.treatments.modal import Modal
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
-__all__ = ["chunks", "e_step"]
+__all__ = ["chunks", "e_step", "neighborhood"]
 
 _CHUNK_BYTES = 2**27
 _CHUNK_IMAGES = 2048
@@ -161,12 +161,13 @@ def _local(
     to: Statistics,
 ) -> None:
     """Search the cells near given poses."""
-    candidates = _neighborhood(fine, rotation, shift, images)
+    candidates = neighborhood(fine, rotation, shift, images)
     search = PrunedPass(model, volume, fine, images, candidates, rotation.block_bytes)
     search.collect(search.scan(_SUMMED), to)
 
 
-def _neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> Candidates:
+def neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> Candidates:
+    """Cells one order above the fine level's near the given poses of a chunk of images."""
     rotation, shift = fine.rotation.coarser(), fine.shift.coarser()
     turned = (rotation.turn.mT @ turns.values[images.index]).cpu()
     radius = max(turns.radius, rotation.grid.spacing_deg)

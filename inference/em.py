@@ -126,6 +126,8 @@ class EM:
         """The E-step; what q learns by steps is learned first."""
         if self.learner is not None:
             with seeded(self.seed * 100003 + 2 * state.iteration + number):
+                if state.iteration == 0:
+                    self.learner.begin(half, stack)
                 self.learner.learn(half, stack, state.iteration, state.order)
         return self.e_step(half, stack, 2 * state.iteration + number)
 

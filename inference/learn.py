@@ -53,6 +53,10 @@ def seeded(seed: int) -> Iterator[None]:
 class Learner(ABC):
     """What an algorithm does for q before each E-step."""
 
+    def begin(self, half: Half, stack: ParticleStack) -> None:
+        """What a fit needs once, before the first step; the half's model may change."""
+        return
+
     @abstractmethod
     def learn(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
         """Improve q of a half's guide at its volume, in place.
@@ -172,10 +176,12 @@ class EncoderLearner(Learner):
     objectives: Sequence[Objective]
     symmetry: str = "C1"
 
+    def begin(self, half: Half, stack: ParticleStack) -> None:
+        """Set the noise: images that the model draws must have the contrast of real ones."""
+        set_noise(half, stack, self.plan, self.symmetry)
+
     def learn(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
         """Train for the step's share: 100 steps of rising rate, then half a cosine to zero."""
-        if iteration == 0:
-            set_noise(half, stack, self.plan, self.symmetry)
         optimizer = AdamW(_local(half), lr=self.plan.learn_rate, fused=True)
         if half.optimizer:
             optimizer.load_state_dict(half.optimizer)
@@ -245,10 +251,7 @@ def _narrowed(half: Half) -> Half:
 
 
 def set_noise(half: Half, stack: ParticleStack, plan: Schedule, symmetry: str) -> None:
-    """Noise from the residual of one exact E-step over some images, at the half's volume.
-
-    Images drawn from the model then have the contrast of real ones.
-    """
+    """Noise from the residual of one exact E-step over some images, at the half's volume."""
     grids = pose_grids(half.model, plan, min(2, plan.max_order), seed=0, symmetry=symmetry)
     exact = Exact(None if plan.mass == 1 else plan.mass, coarse_order=min(2, plan.coarse_order))
     guide = Guide(rotation=exact, shift=exact, volume=half.guide.volume)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cryoprob.inference.candidates import Candidates, Keep
 from cryoprob.inference.dense import DenseGrid
-from cryoprob.inference.e_step import _neighborhood, chunks
+from cryoprob.inference.e_step import neighborhood, chunks
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.learn import seeded
@@ -92,7 +92,7 @@ def _from_grid(
     rotation, shift, fine = guide.rotation, guide.shift, Level.of(model)
     steps: list[Level] = []
     if isinstance(rotation, Local) and isinstance(shift, Local):
-        near = _neighborhood(fine, rotation, shift, images)
+        near = neighborhood(fine, rotation, shift, images)
         return _from_cells(model, volume, fine, images, near, rotation.block_bytes, count)
     assert isinstance(rotation, Exact)
     size = rotation.block_bytes

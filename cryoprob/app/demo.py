@@ -23,20 +23,20 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["SCHEDULE", "run_demo"]
 
-PIXEL_SIZE, BOX, SNR, IMAGES = 3.0, 32, 0.15, 600
+PIXEL_SIZE, BOX, SNR, IMAGES = 3.0, 32, 0.15, 500
 
 SCHEDULE = Schedule(
     starts=2,
     start_steps=60,
     start_images=100,
-    max_iterations=8,
+    max_iterations=6,
     max_order=3,
-    warm_steps=300,
-    learn_steps=30,
+    warm_steps=200,
+    learn_steps=20,
 )
 """Short, for a small molecule that is easily found; encoders train for half a minute."""
 
-COUNTED, ORDER = 30, 2
+COUNTED, ORDER = 24, 2
 """Images and grid of the gap table."""
 
 _SHOWN, _LOOKED_AT = 6, 24

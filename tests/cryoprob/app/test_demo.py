@@ -41,6 +41,8 @@ def test_a_small_demo_leaves_every_file_and_says_what_to_look_at(tmp_path, monke
     rows = (tmp_path / "demo" / "families.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["family", *FAMILIES]
     gaps = json.loads((tmp_path / "demo" / "gaps.json").read_text())
+    evidence = [family["common"]["evidence"] for family in gaps["families"].values()]
+    assert all(one == evidence[0] for one in evidence)  # one volume, one noise
     for family in gaps["families"].values():
         for where in ("common", "own"):
             rest = zip(*(family[where][n] for n in PARTS), strict=True)
