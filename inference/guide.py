@@ -83,13 +83,14 @@ class Guide(nn.Module):
         rotation, shift = self.drawn
         count = max([count, *(p.draws for p in self.drawn if isinstance(p, Importance))])
         turns = rotation.draw(batch, count)
-        moves = shift.draw(batch, len(turns.value))
+        one = len(turns.value) == 1  # a Dirac stands at its value for every draw of the other
+        moves = shift.draw(batch, count if one else len(turns.value))
         log_q = turns.log_q + moves.log_q
         return Poses(
-            turns.value,
-            moves.value.expand(len(turns.value), *moves.value.shape[1:]),
+            turns.value.expand(len(log_q), *turns.value.shape[1:]),
+            moves.value.expand(len(log_q), *moves.value.shape[1:]),
             log_q,
-            turns.log_weight.expand_as(log_q),
+            (moves if one else turns).log_weight.expand_as(log_q),
         )
 
     def log_score(self, batch: Batch, rotation: Rotations, shift: Shifts) -> Tensor:

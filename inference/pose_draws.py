@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cryoprob.inference.candidates import Candidates, Keep
 from cryoprob.inference.dense import DenseGrid
-from cryoprob.inference.e_step import neighborhood, chunks
+from cryoprob.inference.e_step import chunks, neighborhood
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.learn import seeded

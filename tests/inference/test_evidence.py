@@ -5,18 +5,33 @@ import torch
 from brute_force import BruteForce
 from problems import make_problem
 
+from cryoprob.fourier.transforms import crop_map
+from cryoprob.inference.build import build_model, image_power
 from cryoprob.inference.cells import CellMasses, law_masses
+from cryoprob.inference.compare import gridded
+from cryoprob.inference.config import FAMILIES
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.evidence import budget, discretization, prices, scores
+from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.heads import Heads
 from cryoprob.inference.laws.rotations import ConcentratedLaw, DiracRotation
 from cryoprob.inference.laws.shifts import DiracShift, NormalShift
 from cryoprob.inference.levels import Level
+from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
+from cryoprob.io.mrc import read_map
+from cryoprob.models.noises.radial_noise import RadialNoise
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.models.simulate import Microscope, draw_images, draw_optics, draw_poses
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+from cryoprob.particles import ParticleStack
+from cryoprob.phantoms import PHANTOMS
 
 EVERY = torch.arange(6)
 
@@ -185,3 +200,56 @@ def test_entropy_of_empty_cells():
     nothing = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=torch.float64)
     masses = CellMasses(nothing, torch.tensor([[0.5, 0.5]], dtype=torch.float64).log())
     assert float(masses.entropy()) == pytest.approx(float(torch.tensor(2.0).log()))
+
+
+def adk():
+    """Twelve images of the embedded molecule, 16 pixels of 6 A, and its map."""
+    generator = torch.Generator().manual_seed(3)
+    volume = PHANTOMS["adk-open"](16, 6.0, generator).double()
+    truth = ParticleModel(
+        FourierVoxels(16, dtype=torch.float64),
+        UniformRotation(dtype=torch.float64),
+        GaussianShift(6.0, dtype=torch.float64),
+        RadialNoise(torch.ones(1, 10, dtype=torch.float64)),
+        6.0,
+    )
+    optics = draw_optics(12, generator, Microscope())
+    drawn, variance = draw_poses(truth, volume, optics, 12, 4)
+    images = torch.cat(list(draw_images(truth, volume, optics, drawn, 5)))
+    assert float(variance.mean()) > 0
+    return ParticleStack.from_arrays(images, 6.0, optics), volume
+
+
+def ribosome(data):
+    """Twelve real-size RELION images of the 70S set, cropped to 16 pixels, and the true map."""
+    folder = data / "relion-70s"
+    stack = ParticleStack.read(folder / "particles.star", box=16).subset(torch.arange(12))
+    volume, _ = read_map(folder / "truth.mrc")
+    return stack, crop_map(volume, 16).double()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("source", ["adk", "ribosome"])
+def test_the_identity_for_every_family(source, name, request):
+    """evidence = bound + approximation + remainder, to 1e-4 nats and far below, trained or not."""
+    stack, volume = adk() if source == "adk" else ribosome(request.getfixturevalue("data"))
+    plan = Schedule(coarse_order=0, max_order=1, shift_extent=2.0, mass=1.0)
+    power = image_power(stack)
+    model = build_model(stack, plan, power, radius=5, dtype=torch.float64)
+    row = family(name)
+    guide = row.guide(Recipe(model, volume, row.settle(plan), len(stack), 3))
+    grid = gridded(model, plan, 1, "C1")
+    index = torch.arange(len(stack))
+    if guide.rotation.searches:
+        e_step(grid, guide, stack)
+    found = budget(model, grid, guide, stack, index)
+    dense = Guide(rotation=Exact(), shift=Exact(), volume=Point(volume))
+    wanted = e_step(grid, dense, stack).summary.bound[found.index]
+    torch.testing.assert_close(found.evidence, wanted, rtol=0, atol=1e-8)
+    total = found.bound + found.approximation + found.remainder
+    torch.testing.assert_close(total, found.evidence, rtol=0, atol=1e-8)
+    assert (found.approximation > -1e-8).all() and (found.remainder > -1e-8).all()
+    if name == "exact-em":
+        assert float(found.gap.abs().max()) < 1e-4
+    else:
+        assert float(found.gap.max()) > 1e-3

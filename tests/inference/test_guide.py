@@ -116,6 +116,13 @@ def test_draws_of_all_sites_are_counted_together(problem):
     torch.testing.assert_close(poses.log_weight.exp().sum(0), torch.ones(6).double())
 
 
+@pytest.mark.parametrize("pair", [("known", "law"), ("law", "known"), ("dirac", "law")])
+def test_a_dirac_stands_still_for_every_draw_of_the_other(problem, pair):
+    poses = guide(problem, *pair).draw(problem.batch, 5)
+    assert poses.rotation.shape == (5, 6, 3, 3) and poses.shift.shape == (5, 6, 2)
+    torch.testing.assert_close(poses.log_weight.exp().sum(0), torch.ones(6).double())
+
+
 def test_an_encoder_that_two_sites_share_looks_once(problem, monkeypatch):
     encoder = FourierMLP(8, problem.model.noise.sigma2.mean(0), width=16, layers=1).double()
     turns = Amortized(encoder, DiracRotation(), problem.stack.rotation[:1])

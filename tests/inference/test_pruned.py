@@ -159,9 +159,7 @@ def test_never_more_than_the_whole(mass):
 def test_more_mass_loses_less():
     problem = make_problem(n=5, order=2, refine=2, signal=4.0)
     found = [
-        float(
-            e_step(problem.model, searched(problem, m), problem.stack).summary.bound.sum()
-        )
+        float(e_step(problem.model, searched(problem, m), problem.stack).summary.bound.sum())
         for m in (0.5, 0.9, 0.99, 0.999, 1.0)
     ]
     assert found == sorted(found)
