@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cryoprob.inference.families import family
     from cryoprob.inference.fit import fit as fit
     from cryoprob.inference.guide import Guide
+    from cryoprob.inference.model_comparison import held_out, loo
     from cryoprob.inference.result import FitResult
     from cryoprob.inference.run import run_fit
     from cryoprob.inference.schedule import Schedule
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cryoprob.inference.treatments.per_image import PerImage
     from cryoprob.inference.treatments.point import Point
     from cryoprob.inference.treatments.prior import Prior
+    from cryoprob.inference.volume_draws import draw_volumes
     from cryoprob.io.mrc import read_map, write_map
     from cryoprob.io.structures import density, read_structure
     from cryoprob.io.tables import read_particles, write_particles
@@ -61,6 +63,8 @@ _HOMES = {
     "cryoprob.inference.treatments.amortized": "Amortized",
     "cryoprob.inference.treatments.importance": "Importance",
     "cryoprob.inference.treatments.prior": "Prior",
+    "cryoprob.inference.model_comparison": "held_out loo",
+    "cryoprob.inference.volume_draws": "draw_volumes",
     "cryoprob.inference.guide": "Guide",
     "cryoprob.inference.result": "FitResult",
     "cryoprob.inference.fit": "fit",
@@ -125,11 +129,14 @@ __all__ = [
     "budget",
     "ctf",
     "density",
+    "draw_volumes",
     "e_step",
     "family",
     "fit",
     "fsc",
     "half_map_fsc",
+    "held_out",
+    "loo",
     "pose_error",
     "read_map",
     "read_particles",

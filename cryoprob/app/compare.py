@@ -222,7 +222,7 @@ def _gaps(rows: Sequence[Row], budgets: Sequence[Budget], title: str) -> None:
 def _spread(values: Tensor) -> str:
     low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
     mean, low, high = (round(value, 2) + 0.0 for value in (float(values.mean()), low, high))
-    return f"{mean:.2f} ({low:.2f}..{high:.2f})"
+    return f"{mean:.2f} ({low:.1f}..{high:.1f})"
 
 
 def _outcome(row: Row) -> list[str]:
