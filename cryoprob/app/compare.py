@@ -116,7 +116,7 @@ def run_compare(chosen: Setting, out: Path) -> list[Row]:
         If the input is bad, or ``out`` holds fits of other settings.
     """
     rows = compare_families(chosen, out)
-    stack = ParticleStack.read(chosen.config.particles, box=chosen.config.box or None)
+    stack = _particles(chosen.config)
     index = counted(stack, chosen.images)
     _tell(rows, chosen, out)
     reference = rows[0].half
@@ -136,6 +136,16 @@ def counted(stack: ParticleStack, images: int) -> Tensor:
     """Indices of the images whose gaps are counted, spread evenly over the stack."""
     count = min(images, len(stack))
     return torch.linspace(0, len(stack) - 1, count).long()
+
+
+def _particles(config: FitConfig) -> ParticleStack:
+    """The stack as every fit reads it."""
+    return ParticleStack.read(
+        config.particles,
+        box=config.box or None,
+        invert=config.invert,
+        pixel_size=config.pixel_size or None,
+    )
 
 
 def compare_families(setting: Setting, out: Path) -> list[Row]:
@@ -163,7 +173,7 @@ def _row(
 ) -> Row:
     half, reference = result.fitted, first.fitted
     assert half is not None and reference is not None
-    stack = ParticleStack.read(config.particles, box=config.box or None, invert=config.invert)
+    stack = _particles(config)
     index = counted(stack, setting.images)
     parts = (stack, index, config.schedule, setting.order, config.seed, config.symmetry)
     accounts = Accounts(*parts)
@@ -182,7 +192,7 @@ def _shared_start(config: FitConfig, out: Path) -> FitConfig:
     resume = (folder / "config.toml").exists()
     watched(replace(config, schedule=plan), folder, resume=resume)
     shells = config.schedule.start_radius
-    stack = ParticleStack.read(config.particles, box=config.box or None)
+    stack = _particles(config)
     low_pass = stack.box * stack.pixel_size / shells
     return replace(config, reference=str(folder / "volume.mrc"), low_pass_A=low_pass)
 
@@ -221,7 +231,9 @@ def _gaps(rows: Sequence[Row], budgets: Sequence[Budget], title: str) -> None:
 
 def _spread(values: Tensor) -> str:
     low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
-    mean, low, high = (round(value, 2) + 0.0 for value in (float(values.mean()), low, high))
+    mean, low, high = (
+        round(value, n) + 0.0 for value, n in ((float(values.mean()), 2), (low, 1), (high, 1))
+    )
     return f"{mean:.2f} ({low:.1f}..{high:.1f})"
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cryoprob.app.cli import app
 
 COMMANDS = ["demo", "info", "simulate", "fit", "compare", "evaluate", "bench"]
-LATER = ["compare", "calibrate", "report", "presets"]
+LATER = ["calibrate", "report", "presets"]
 SIMULATE = ["simulate", "--phantom", "blobs", "--box", "16", "--pixel-size", "4", "--n", "9"]
 
 
