@@ -129,7 +129,7 @@ for ax, where in zip(axes, ("common", "own"), strict=True):
     ax.set_xlabel("nats per image")
     ax.set_title(f"at {'one common' if where == 'common' else 'its own'} volume")
 axes[0].invert_yaxis()
-axes[1].legend(loc="lower right")
+axes[1].legend(loc="upper right")
 figure.savefig(FIGURES / "05_gaps.png", dpi=150)
 
 # %% [markdown]
