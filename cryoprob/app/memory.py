@@ -7,12 +7,13 @@ __all__ = ["peak_bytes", "reset_peak"]
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def reset_peak() -> None:
-    """Count the peak from here on, if the system lets us."""
+def reset_peak() -> bool:
+    """Count the peak from here on; whether the system lets us."""
     try:
         _RESET.write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
 def peak_bytes() -> int | None:
