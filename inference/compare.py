@@ -1,7 +1,7 @@
 """Families side by side: each one's q priced at its own volume, and all at a common one."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from torch import Tensor
@@ -9,13 +9,11 @@ from torch import Tensor
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.evidence import Budget, budget
 from cryoprob.inference.families import Family, Recipe
-from cryoprob.inference.grids import on_grid
+from cryoprob.inference.grids import off_grid, on_grid, pose_grids
 from cryoprob.inference.half import Half
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.schedule import Schedule
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.gaussian_shift import GaussianShift
-from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.particles import ParticleStack
 
 __all__ = ["Accounts", "Priced", "gridded"]
@@ -67,7 +65,7 @@ class Accounts:
         Searches and tables start anew there; an encoder goes on from its own fit, with the
         family's training steps of a first E-step.
         """
-        model = self._continuous(reference.model)
+        model = off_grid(reference.model)
         guide = deepcopy(half.guide)
         guide.volume.coefficients.data = reference.guide.volume.coefficients.data.clone()
         moved = Half(model, guide, self.index)
@@ -81,7 +79,7 @@ class Accounts:
         return self._priced(row, moved)
 
     def _priced(self, row: Family, half: Half) -> Priced:
-        guide, model, plan = half.guide, self._continuous(half.model), row.settle(self.plan)
+        guide, model, plan = half.guide, off_grid(half.model), row.settle(self.plan)
         grid = gridded(model, self.plan, self.order, self.symmetry)
         searched = grid if guide.rotation.searches else model
         began = perf_counter()
@@ -90,22 +88,8 @@ class Accounts:
             rate = len(self.index) / (perf_counter() - began)
             return Priced(budget(model, grid, guide, self.stack, self.index), rate)
 
-    @staticmethod
-    def _continuous(model: ParticleModel) -> ParticleModel:
-        """The model with its poses on the continuum, all other parts shared."""
-        tau2 = model.linear_volume.tau2
-        rotation = UniformRotation(tau2.dtype, tau2.device)
-        shift = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
-        return ParticleModel(
-            model.volume, rotation, shift, model.noise, model.pixel_size, model.contrast
-        )
-
 
 def gridded(model: ParticleModel, plan: Schedule, order: int, symmetry: str) -> ParticleModel:
     """The model with its poses on the grid of an ``order``, not turned."""
-    tau2 = model.linear_volume.tau2
-    rotation = UniformRotation(tau2.dtype, tau2.device).discretize(order, symmetry=symmetry)
-    prior = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
-    lengths = plan.shift_extent * model.pixel_size, plan.shift_step * model.pixel_size
-    refine = max(order - plan.coarse_order, 0)
-    return on_grid(model, rotation, prior.discretize(*lengths, refine=refine))
+    still = replace(plan, turn=False)
+    return on_grid(model, *pose_grids(model, still, order, seed=0, symmetry=symmetry))

@@ -15,10 +15,10 @@ from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.few_poses import add_few
 from cryoprob.inference.filtered import Filtered, filter_images
 from cryoprob.inference.guide import Guide, Poses
-from cryoprob.inference.levels import Level, levels
+from cryoprob.inference.levels import Level
 from cryoprob.inference.local_search import climb
 from cryoprob.inference.pruned import PrunedPass
-from cryoprob.inference.search import best_poses, coarse_candidates
+from cryoprob.inference.search import best_poses, candidates
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
 from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.exact import Exact
@@ -137,17 +137,12 @@ def _pruned(
     model: ParticleModel, volume: Tensor, exact: Exact, images: Filtered, to: Statistics
 ) -> None:
     """Search coarse to fine, keeping the smallest sets of the treatment's mass at each level."""
-    *steps, fine = levels(model, volume, exact.coarse_order)
-    size = exact.block_bytes
-    if not steps:
+    size, fine = exact.block_bytes, Level.of(model)
+    found = candidates(model, volume, images, exact.keep, exact.coarse_order, size)
+    if found is None:
         _dense(model, volume, fine, size, images, to)
         return
-    assert exact.mass is not None
-    keep = Keep(exact.mass, exact.least, max(1, exact.least // 4))
-    candidates = coarse_candidates(model, keep, size, volume, steps[0], images)
-    for level in steps[1:]:
-        candidates = PrunedPass(model, volume, level, images, candidates, size).scan(keep)
-    search = PrunedPass(model, volume, fine, images, candidates, size)
+    search = PrunedPass(model, volume, fine, images, found, size)
     search.collect(search.scan(Keep(1.0) if exact.mass == 1 else _SUMMED), to)
 
 
@@ -161,8 +156,8 @@ def _local(
     to: Statistics,
 ) -> None:
     """Search the cells near given poses."""
-    candidates = neighborhood(fine, rotation, shift, images)
-    search = PrunedPass(model, volume, fine, images, candidates, rotation.block_bytes)
+    near = neighborhood(fine, rotation, shift, images)
+    search = PrunedPass(model, volume, fine, images, near, rotation.block_bytes)
     search.collect(search.scan(_SUMMED), to)
 
 

@@ -5,10 +5,11 @@ import torch
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.schedule import Schedule
 from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.base import PosePrior, ShiftPrior
 from cryoprob.models.poses.gaussian_shift import GaussianShift, ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior, UniformRotation
 
-__all__ = ["on_grid", "pose_grids"]
+__all__ = ["off_grid", "on_grid", "pose_grids"]
 
 
 def pose_grids(
@@ -40,6 +41,17 @@ def on_grid(
     model: ParticleModel, rotation: RotationGridPrior, shift: ShiftGridPrior
 ) -> ParticleModel:
     """The same model, all other parts shared, with its poses on grids."""
+    return _posed(model, rotation, shift)
+
+
+def off_grid(model: ParticleModel) -> ParticleModel:
+    """The same model, all other parts shared, with its poses on the continuum."""
+    tau2 = model.linear_volume.tau2
+    shift = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
+    return _posed(model, UniformRotation(tau2.dtype, tau2.device), shift)
+
+
+def _posed(model: ParticleModel, rotation: PosePrior, shift: ShiftPrior) -> ParticleModel:
     return ParticleModel(
         model.volume, rotation, shift, model.noise, model.pixel_size, model.contrast
     )

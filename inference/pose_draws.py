@@ -9,9 +9,9 @@ from cryoprob.inference.e_step import chunks, neighborhood
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.learn import seeded
-from cryoprob.inference.levels import Level, levels
+from cryoprob.inference.levels import Level
 from cryoprob.inference.pruned import PrunedPass
-from cryoprob.inference.search import coarse_candidates
+from cryoprob.inference.search import candidates
 from cryoprob.inference.statistics import reals
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.local import Local
@@ -90,20 +90,15 @@ def _from_grid(
     model: ParticleModel, guide: Guide, volume: Tensor, images: Filtered, count: int
 ) -> _Pair:
     rotation, shift, fine = guide.rotation, guide.shift, Level.of(model)
-    steps: list[Level] = []
     if isinstance(rotation, Local) and isinstance(shift, Local):
         near = neighborhood(fine, rotation, shift, images)
         return _from_cells(model, volume, fine, images, near, rotation.block_bytes, count)
     assert isinstance(rotation, Exact)
-    size = rotation.block_bytes
+    size, found = rotation.block_bytes, None
     if rotation.mass is not None:
-        steps = levels(model, volume, rotation.coarse_order)[:-1]
-    if not steps:
+        found = candidates(model, volume, images, rotation.keep, rotation.coarse_order, size)
+    if found is None:
         return _from_all(DenseGrid.of(model, volume), images, size, count)
-    keep = Keep(rotation.mass or 1.0, rotation.least, max(1, rotation.least // 4))
-    found = coarse_candidates(model, keep, size, volume, steps[0], images)
-    for level in steps[1:]:
-        found = PrunedPass(model, volume, level, images, found, size).scan(keep)
     return _from_cells(model, volume, fine, images, found, size, count)
 
 
@@ -122,12 +117,12 @@ def _from_cells(
     volume: Tensor,
     level: Level,
     images: Filtered,
-    candidates: Candidates,
+    held: Candidates,
     block_bytes: int,
     count: int,
 ) -> _Pair:
     """Draws over the cells that hold nearly all of the candidates' posterior."""
-    search = PrunedPass(model, volume, level, images, candidates, block_bytes)
+    search = PrunedPass(model, volume, level, images, held, block_bytes)
     found = search.scan(_KEPT)
     parts = [
         _one_image(model, volume, level, images.take(slice(row, row + 1)), found, row, count)

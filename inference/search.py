@@ -11,10 +11,10 @@ from cryoprob.inference.pruned import PrunedPass
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.models.particle_model import ParticleModel
 
-__all__ = ["best_poses", "coarse_candidates"]
+__all__ = ["best_poses", "candidates"]
 
 
-def coarse_candidates(
+def _coarse(
     model: ParticleModel,
     keep: Keep,
     block_bytes: int,
@@ -38,6 +38,24 @@ def coarse_candidates(
     return Candidates.of(level.rotation.order, row, cell, every, shift)
 
 
+def candidates(
+    model: ParticleModel,
+    volume: Tensor,
+    images: Filtered,
+    keep: Keep,
+    coarse_order: int,
+    block_bytes: int,
+) -> Candidates | None:
+    """What the grids coarser than the model's keep of each image; None where there are none."""
+    steps = levels(model, volume, coarse_order)[:-1]
+    if not steps:
+        return None
+    found = _coarse(model, keep, block_bytes, volume, steps[0], images)
+    for level in steps[1:]:
+        found = PrunedPass(model, volume, level, images, found, block_bytes).scan(keep)
+    return found
+
+
 def best_poses(
     model: ParticleModel, volume: Tensor, modal: Modal, images: Filtered
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,16 +63,13 @@ def best_poses(
 
     With a beam, coarse to fine; a better pose outside the beam is then missed.
     """
-    size = modal.block_bytes
-    steps = levels(model, volume, modal.coarse_order)[:-1] if modal.beam else []
-    if not steps:
-        grid = DenseGrid.of(model, volume)
-        parts = [posterior.mode() for _, posterior in grid.posteriors(images, size)]
-        value, turn, move = (torch.cat(part) for part in zip(*parts, strict=True))
-        return value, turn, move
-    assert modal.beam is not None
-    keep = Keep(0.0, modal.beam, max(1, modal.beam // 2))
-    candidates = coarse_candidates(model, keep, size, volume, steps[0], images)
-    for level in steps[1:]:
-        candidates = PrunedPass(model, volume, level, images, candidates, size).scan(keep)
-    return PrunedPass(model, volume, Level.of(model), images, candidates, size).modes()
+    size, found = modal.block_bytes, None
+    if modal.beam:
+        keep = Keep(0.0, modal.beam, max(1, modal.beam // 2))
+        found = candidates(model, volume, images, keep, modal.coarse_order, size)
+    if found is not None:
+        return PrunedPass(model, volume, Level.of(model), images, found, size).modes()
+    grid = DenseGrid.of(model, volume)
+    parts = [posterior.mode() for _, posterior in grid.posteriors(images, size)]
+    value, turn, move = (torch.cat(part) for part in zip(*parts, strict=True))
+    return value, turn, move

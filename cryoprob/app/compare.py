@@ -16,7 +16,7 @@ from cryoprob.app.memory import peak_bytes, reset_peak
 from cryoprob.app.views import family_views
 from cryoprob.app.words import angstrom, grid_spacing, say, size, table
 from cryoprob.checks import require
-from cryoprob.inference.compare import Accounts, Priced
+from cryoprob.inference.compare import Accounts, Priced, gridded
 from cryoprob.inference.config import FAMILIES, FitConfig
 from cryoprob.inference.evidence import Budget, discretization, prices, scores
 from cryoprob.inference.families import Family, family
@@ -252,8 +252,6 @@ def _outcome(row: Row) -> list[str]:
 
 def _tell_prices(half: Half, setting: Setting, stack: ParticleStack, index: Tensor) -> None:
     """The grid's own error, and what common tricks cost at best."""
-    from cryoprob.inference.compare import gridded
-
     config, volume = setting.config, half.guide.volume.coefficients.detach()
     model = gridded(half.model, config.schedule, setting.order, config.symmetry)
     found = [

@@ -32,6 +32,12 @@ class Draws:
     log_q: Tensor
     log_weight: Tensor
 
+    @classmethod
+    def at(cls, value: Tensor) -> "Draws":
+        """The one draw of Diracs at values [N, *event]."""
+        nothing = value.new_zeros(1, len(value))
+        return cls(value[None], nothing, nothing)
+
 
 class Law(nn.Module, ABC):
     """A family of distributions of one site.
@@ -93,9 +99,7 @@ class Law(nn.Module, ABC):
         """``count`` draws of each image's law (one of a Dirac), differentiable in the numbers."""
         law = self(numbers)
         if not self.has_density:
-            value = self.mode(numbers)[None]
-            nothing = numbers.new_zeros(value.shape[:2])
-            return Draws(value, nothing, nothing)
+            return Draws.at(self.mode(numbers))
         value = law.rsample((count,))
         log_q = law.log_prob(value)
         return Draws(value, log_q, log_q.new_full(log_q.shape, -log(count)))

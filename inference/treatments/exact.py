@@ -4,6 +4,7 @@ And say how to stream and prune.
 """
 
 from cryoprob.checks import require
+from cryoprob.inference.candidates import Keep
 from cryoprob.inference.treatments.base import Treatment
 from cryoprob.particles import Batch
 
@@ -49,6 +50,11 @@ class Exact(Treatment):
         require(least > 0, "least", expected="a positive number of cells", got=str(least))
         self.mass, self.least = mass, least
         self.coarse_order, self.block_bytes = coarse_order, block_bytes
+
+    @property
+    def keep(self) -> Keep:
+        """What goes on from a coarser level to the next (everything without a ``mass``)."""
+        return Keep(self.mass or 1.0, self.least, max(1, self.least // 4))
 
     def forward(self, site: str, batch: Batch) -> None:
         """Nothing: the model's own site is enumerated."""

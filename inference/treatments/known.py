@@ -28,6 +28,4 @@ class Known(Drawn):
 
     def draw(self, batch: Batch, count: int) -> Draws:
         """The given values, once."""
-        value = self.values[batch.index][None]
-        nothing = value.new_zeros(value.shape[:2])
-        return Draws(value, nothing, nothing)
+        return Draws.at(self.values[batch.index])

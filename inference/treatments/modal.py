@@ -70,9 +70,7 @@ class Modal(Drawn):
 
     def draw(self, batch: Batch, count: int) -> Draws:
         """What the last search found, once."""
-        value = self._found(batch)[None]
-        nothing = value.new_zeros(value.shape[:2])
-        return Draws(value, nothing, nothing)
+        return Draws.at(self._found(batch))
 
     def _found(self, batch: Batch) -> Tensor:
         value = self.values[batch.index] if len(self.values) == batch.total else None

@@ -95,10 +95,13 @@ def test_double_precision(experiment, tmp_path, name):
         settings = config(experiment, name, double=double, schedule=plan)
         result = run_fit(settings, tmp_path / str(double))
         assert result.volume.dtype == (torch.float64 if double else torch.float32)
-        found[double] = result.history[0]["bound"]
-    # searches agree to rounding; draws of q are other ones in another precision
-    allowed = 0.02 if KINDS[name] == "log_evidence" or name == "modal-em" else 25.0
-    assert abs(found[False] - found[True]) < allowed
+        found[double] = result.history[0]["bound"], float(result.posterior.bound.std())
+    # searches agree to rounding of some 400 nats; draws of q are other ones in another precision,
+    # and their means agree to six standard errors of the mean over the images
+    searched = KINDS[name] == "log_evidence" or name == "modal-em"
+    (narrow, first), (wide, second) = found[False], found[True]
+    error = ((first**2 + second**2) / COUNT) ** 0.5
+    assert abs(narrow - wide) < (0.02 if searched else 6 * error)
 
 
 @pytest.mark.parametrize("name", ["svi", "amortized-modal", "amortized-vi"])
