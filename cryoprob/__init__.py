@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cryoprob.inference.schedule import Schedule
     from cryoprob.inference.treatments.amortized import Amortized
     from cryoprob.inference.treatments.exact import Exact
+    from cryoprob.inference.treatments.gaussian_volume import GaussianVolume
     from cryoprob.inference.treatments.importance import Importance
     from cryoprob.inference.treatments.known import Known
     from cryoprob.inference.treatments.local import Local
@@ -71,6 +72,7 @@ _HOMES = {
     "cryoprob.inference.run": "run_fit",
     "cryoprob.inference.schedule": "Schedule",
     "cryoprob.inference.treatments.exact": "Exact",
+    "cryoprob.inference.treatments.gaussian_volume": "GaussianVolume",
     "cryoprob.inference.treatments.known": "Known",
     "cryoprob.inference.treatments.local": "Local",
     "cryoprob.inference.treatments.point": "Point",
@@ -104,6 +106,7 @@ __all__ = [
     "FitResult",
     "FourierVoxels",
     "GaussianShift",
+    "GaussianVolume",
     "Guide",
     "Importance",
     "InputError",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.fourier.bands import Band
+from cryoprob.fourier.gaussian_map import AnyMap, mean_of
 from cryoprob.geometry.grids import MAX_ORDER, RotationGrid
 from cryoprob.inference.filtered import Filtered
 from cryoprob.models.image_likelihood import shift_phase
@@ -43,19 +44,19 @@ class Blur:
     def inside(
         cls,
         model: ParticleModel,
-        volume: Tensor,
+        volume: AnyMap,
         rotation: RotationGridPrior,
         shift: ShiftGridPrior,
     ) -> "Blur":
-        """Measured at a volume, over poses spread evenly over cells of both grids."""
+        """Measured at a volume (or a law's mean), over poses spread evenly over both grids."""
         generator = torch.Generator().manual_seed(0)
         cells = torch.linspace(0, len(rotation.grid) - 1, _CELLS, dtype=torch.float64).long()
         center = rotation.matrices(cells)
         within = rotation.turn @ _inside(rotation.grid, cells, generator).to(center)
         away = torch.rand(_CELLS, 2, generator=generator, dtype=torch.float64) - 0.5
         phase = shift_phase(model.band, (away * shift.grid.step_A).to(center), model.pixel_size)
-        first = model.volume.slices(volume, center)
-        second = model.volume.slices(volume, within) * phase
+        first = model.volume.slices(mean_of(volume), center)
+        second = model.volume.slices(mean_of(volume), within) * phase
         return cls.between(first, second, model.band)
 
     @classmethod

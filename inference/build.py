@@ -110,4 +110,4 @@ def build_guide(recipe: Recipe, row: Family, stack: ParticleStack, poses: str) -
     if poses == "local":
         reach = 2 * recipe.plan.shift_step * stack.pixel_size
         treatments = (Local(rotation, 12.0), Local(shift, reach))
-    return Guide(rotation=treatments[0], shift=treatments[1], volume=recipe.point)
+    return Guide(rotation=treatments[0], shift=treatments[1], volume=recipe.volume)

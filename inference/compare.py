@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from cryoprob.inference.e_step import e_step
@@ -21,10 +22,15 @@ __all__ = ["Accounts", "Priced", "gridded"]
 
 @dataclass(frozen=True, eq=False)
 class Priced:
-    """A family's budget at one volume, and the rate of its E-step there, images a second."""
+    """A family's budget at one volume, and the rate of its E-step there, images a second.
+
+    ``volume_kl`` is KL(q || prior) of a volume that has a q, nats per image of the fit: less it,
+    the budget's evidence is a bound on the evidence of the data; None where the volume is a point.
+    """
 
     budget: Budget
     images_per_s: float
+    volume_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ class Accounts:
 
         A search is made again, on the grid that all share.
         """
-        return self._priced(row, Half(half.model, deepcopy(half.guide), self.index))
+        divergence = _divergence(half)
+        moved = Half(half.model, deepcopy(half.guide), self.index)
+        return self._priced(row, moved, divergence)
 
     def common(self, row: Family, half: Half, reference: Half) -> Priced:
         """The budget at the volume, noise and priors of a ``reference``.
@@ -67,7 +75,7 @@ class Accounts:
         """
         model = off_grid(reference.model)
         guide = deepcopy(half.guide)
-        guide.volume.coefficients.data = reference.guide.volume.coefficients.data.clone()
+        guide.volume = deepcopy(reference.guide.volume)
         moved = Half(model, guide, self.index)
         if row.learner is not None:
             volume = guide.volume.coefficients.data
@@ -76,9 +84,9 @@ class Accounts:
             everything = Half(model, guide, half.index)
             with seeded(self.seed):
                 row.learner(recipe).learn(everything, self.stack, 0, self.order)
-        return self._priced(row, moved)
+        return self._priced(row, moved, _divergence(reference))
 
-    def _priced(self, row: Family, half: Half) -> Priced:
+    def _priced(self, row: Family, half: Half, divergence: float | None) -> Priced:
         guide, model, plan = half.guide, off_grid(half.model), row.settle(self.plan)
         grid = gridded(model, self.plan, self.order, self.symmetry)
         searched = grid if guide.rotation.searches else model
@@ -86,7 +94,17 @@ class Accounts:
         with seeded(self.seed):
             e_step(searched, guide, self.stack, self.index, draws=max(plan.draws, 1))
             rate = len(self.index) / (perf_counter() - began)
-            return Priced(budget(model, grid, guide, self.stack, self.index), rate)
+            found = budget(model, grid, guide, self.stack, self.index)
+            return Priced(found, rate, divergence)
+
+
+def _divergence(half: Half) -> float | None:
+    """KL(q || prior) of a half's volume over its images, nats, where the volume has a q."""
+    volume = half.guide.volume
+    if not volume.has_density:
+        return None
+    with torch.no_grad():
+        return float(volume.kl(half.model.volume.prior())) / len(half.index)
 
 
 def gridded(model: ParticleModel, plan: Schedule, order: int, symmetry: str) -> ParticleModel:

@@ -7,10 +7,13 @@ from pathlib import Path
 from cryoprob.checks import InputError, require
 from cryoprob.inference.schedule import Schedule
 
-__all__ = ["FAMILIES", "POSES", "FitConfig"]
+__all__ = ["FAMILIES", "HYBRIDS", "POSES", "FitConfig"]
 
 FAMILIES = ("exact-em", "modal-em", "amortized-modal", "svi", "amortized-vi")
 """Families of inference, in the order of the review's table."""
+
+HYBRIDS = ("amortized-local",)
+"""Families that join two of these."""
 
 POSES = ("ignore", "known", "local")
 """What is done with the poses of the STAR file."""
@@ -25,7 +28,7 @@ class FitConfig:
     particles
         STAR file.
     family
-        One of :data:`FAMILIES`.
+        One of :data:`FAMILIES` or :data:`HYBRIDS`.
     reference
         Start map; None starts from nothing (known poses need none).
     low_pass_A
@@ -74,7 +77,7 @@ class FitConfig:
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
-        for name, known in (("family", FAMILIES), ("poses", POSES)):
+        for name, known in (("family", FAMILIES + HYBRIDS), ("poses", POSES)):
             value = getattr(self, name)
             require(value in known, f"--{name}", expected=" or ".join(known), got=repr(value))
         require(

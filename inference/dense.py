@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.fourier.bands import Band
+from cryoprob.fourier.gaussian_map import AnyMap, mean_of, power_of
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.levels import Level
 from cryoprob.inference.statistics import PosteriorSummary, reals
@@ -30,7 +31,7 @@ class DenseGrid:
     rotations
         [Q, 3, 3].
     slices, energy
-        Slices [Q, m] (complex) and |slices|^2 / 2 [Q, m].
+        Slices [Q, m] (complex) and the mean of |slices|^2 / 2 [Q, m].
     phase
         Conjugate shift phases, [T, m].
     shifts
@@ -54,19 +55,19 @@ class DenseGrid:
     band: Band
 
     @classmethod
-    def of(cls, model: ParticleModel, volume: Tensor) -> "DenseGrid":
-        """The model's own grid at a volume."""
+    def of(cls, model: ParticleModel, volume: AnyMap) -> "DenseGrid":
+        """The model's own grid at a volume, or under a law of volumes."""
         return cls.at(model, volume, Level.of(model))
 
     @classmethod
-    def at(cls, model: ParticleModel, volume: Tensor, level: Level) -> "DenseGrid":
+    def at(cls, model: ParticleModel, volume: AnyMap, level: Level) -> "DenseGrid":
         """The grid of a level, in the level's band."""
         slicer = model.linear_volume.slicer_at(level.radius)
         rotation, shift = level.rotation.prior(), level.shift.prior()
-        slices = slicer.slices(volume, rotation.points)
+        slices = slicer.slices(mean_of(volume), rotation.points)
         phase = shift_phase(slicer.band, shift.points, model.pixel_size).conj().resolve_conj()
         masses = (rotation.log_mass, shift.log_mass)
-        energy = slices.abs().square_().div_(2)
+        energy = power_of(volume, slicer, slices, rotation.points).div_(2)
         spacing = level.rotation.grid.spacing_deg
         poses = rotation.points, slices, energy, phase, shift.points
         return cls(*poses, *masses, spacing, slicer.band)
@@ -128,11 +129,14 @@ class DensePosterior:
         """Marginal posterior of the shifts, [n, T]."""
         return self.weights.sum(2)
 
-    def mode(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pose of each image: log joint over noise [n], [n, 3, 3], [n, 2] (A)."""
-        value, place = self.logits.flatten(1).max(1)
-        count = len(self.grid.rotations)
-        return value, self.grid.rotations[place % count], self.grid.shifts[place // count]
+    def peaks(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best ``count`` rotations of each image, each at its best shift, best first.
+
+        Log joint over noise [n, count], [n, count, 3, 3] and [n, count, 2] (Angstrom).
+        """
+        value, place = self.logits.max(1)
+        value, cell = value.topk(min(count, value.shape[1]), 1)
+        return value, self.grid.rotations[cell], self.grid.shifts[place.gather(1, cell)]
 
     def shift_power(self) -> Tensor:
         """Sum over the block of the posterior mean of |shift|^2 (float64)."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.checks import InputError
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.fourier.normal import Insertion
 from cryoprob.geometry.symmetry import point_group
 from cryoprob.inference.candidates import Candidates, Keep
@@ -15,19 +16,20 @@ from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.few_poses import add_few
 from cryoprob.inference.filtered import Filtered, filter_images
 from cryoprob.inference.guide import Guide, Poses
-from cryoprob.inference.levels import Level
+from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.local_search import climb
 from cryoprob.inference.pruned import PrunedPass
 from cryoprob.inference.search import best_poses, candidates
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
-from cryoprob.inference.treatments.base import Drawn
+from cryoprob.inference.treatments.base import Drawn, Near
 from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.local import Local
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
+from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 from cryoprob.particles import ParticleStack
 
-__all__ = ["chunks", "e_step", "neighborhood"]
+__all__ = ["chunks", "e_step", "near_cells", "neighborhood"]
 
 _CHUNK_BYTES = 2**27
 _CHUNK_IMAGES = 2048
@@ -71,21 +73,21 @@ def _route(
     model: ParticleModel, guide: Guide, stack: ParticleStack, draws: int
 ) -> Callable[[Filtered, Statistics], None]:
     """What to do with a chunk of images; draws of poses need no grid."""
-    rotation, shift, volume = guide.rotation, guide.shift, guide.volume.coefficients
+    rotation, shift, volume = guide.rotation, guide.shift, guide.volume.maps
     if isinstance(rotation, Modal) and isinstance(shift, Modal):
         return partial(_modal, model, volume, rotation, shift)
     if isinstance(rotation, Drawn) and isinstance(shift, Drawn):
         return partial(_drawn, model, volume, guide, stack, draws)
     fine = Level.of(model)
-    if isinstance(rotation, Local) and isinstance(shift, Local):
-        return partial(_local, model, volume, fine, rotation, shift)
+    if isinstance(rotation, Near):
+        return partial(_local, model, volume, fine, guide, stack)
     if isinstance(rotation, Exact) and rotation.mass is None:
         return partial(_dense, model, volume, fine, rotation.block_bytes)
     if isinstance(rotation, Exact):
         return partial(_pruned, model, volume, rotation)
     raise InputError(
         "guide",
-        expected="rotation and shift both Exact, Modal or Local, or both drawn",
+        expected="rotation and shift both Exact, Modal, Local or Proposed, or both drawn",
         got=f"rotation {type(rotation).__name__}, shift {type(shift).__name__}",
     )
 
@@ -114,7 +116,7 @@ def _nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
 
 def _dense(
     model: ParticleModel,
-    volume: Tensor,
+    volume: AnyMap,
     level: Level,
     block_bytes: int,
     images: Filtered,
@@ -129,12 +131,12 @@ def _dense(
         to.shift_power += posterior.shift_power()
         to.summary.put(posterior.images.index, posterior.summary())
     group = int(images.group[0])
-    sums = (numerator, weight, grid.slices, grid.rotations, model.band)
-    to.add_slices(group, *sums, model.noise.sigma2[group])
+    sums = (numerator, weight, grid.slices, grid.energy, grid.rotations)
+    to.add_slices(group, *sums, model.band, model.noise.sigma2[group])
 
 
 def _pruned(
-    model: ParticleModel, volume: Tensor, exact: Exact, images: Filtered, to: Statistics
+    model: ParticleModel, volume: AnyMap, exact: Exact, images: Filtered, to: Statistics
 ) -> None:
     """Search coarse to fine, keeping the smallest sets of the treatment's mass at each level."""
     size, fine = exact.block_bytes, Level.of(model)
@@ -148,37 +150,86 @@ def _pruned(
 
 def _local(
     model: ParticleModel,
-    volume: Tensor,
+    volume: AnyMap,
     fine: Level,
-    rotation: Local,
-    shift: Local,
+    guide: Guide,
+    stack: ParticleStack,
     images: Filtered,
     to: Statistics,
 ) -> None:
-    """Search the cells near given poses."""
-    near = neighborhood(fine, rotation, shift, images)
-    search = PrunedPass(model, volume, fine, images, near, rotation.block_bytes)
+    """Search the cells near given or proposed poses."""
+    assert isinstance(guide.rotation, Near)
+    found = near_cells(model, volume, guide, stack, images)
+    search = PrunedPass(model, volume, fine, images, found, guide.rotation.block_bytes)
     search.collect(search.scan(_SUMMED), to)
 
 
-def neighborhood(fine: Level, turns: Local, moves: Local, images: Filtered) -> Candidates:
-    """Cells one order above the fine level's near the given poses of a chunk of images."""
-    rotation, shift = fine.rotation.coarser(), fine.shift.coarser()
-    turned = (rotation.turn.mT @ turns.values[images.index]).cpu()
-    radius = max(turns.radius, rotation.grid.spacing_deg)
-    near = [rotation.grid.cells_within(one, radius) for one in turned]
-    row = torch.repeat_interleave(torch.tensor([len(cells) for cells in near]))
-    away = torch.cdist(moves.values[images.index], shift.points())
-    reach = max(moves.radius, shift.grid.step_A)
-    inside = away <= torch.maximum(away.amin(1, keepdim=True), away.new_tensor(reach))
+def near_cells(
+    model: ParticleModel, volume: AnyMap, guide: Guide, stack: ParticleStack, images: Filtered
+) -> Candidates:
+    """What a local search sums over: all cells near, or those that a descent among them keeps."""
+    part = guide.rotation
+    assert isinstance(part, Near)
+    steps = [] if part.keep is None else levels(model, volume, part.coarse_order)[:-1]
+    if len(steps) < 2:  # no level in between
+        return neighborhood(model, guide, stack, images)
+    assert part.keep is not None
+    found = neighborhood(model, guide, stack, images, steps[0])
+    for level in steps:
+        found = PrunedPass(model, volume, level, images, found, part.block_bytes).scan(part.keep)
+    return found
+
+
+def neighborhood(
+    model: ParticleModel,
+    guide: Guide,
+    stack: ParticleStack,
+    images: Filtered,
+    level: Level | None = None,
+) -> Candidates:
+    """Cells near the given or proposed poses of a chunk of images.
+
+    Of the grids of a level; by default one order above the model's own, or its own where there is
+    none above.
+    """
+    rotation, shift = (level or Level.of(model)).rotation, (level or Level.of(model)).shift
+    if level is None and rotation.order > 0 and shift.grid.level > 0:
+        rotation, shift = rotation.coarser(), shift.coarser()
+    like = images.transfer
+    look = partial(stack.batch, images.index, guide.band(model), like.dtype, like.device)
+    guide.forget()
+    turns, moves = guide.rotation, guide.shift
+    assert isinstance(turns, Near) and isinstance(moves, Near)
+    row, cell = _turns_near(rotation, turns.near(images.index, look), turns.radius)
+    inside = _moves_near(shift, moves.near(images.index, look), moves.radius)
     every = torch.arange(inside.shape[1], device=inside.device).expand(inside.shape)
-    row, cell = (pairs.to(inside.device) for pairs in (row, torch.cat(near)))
-    return Candidates.of(rotation.order, row, cell, every, inside)
+    pairs = row.to(inside.device), cell.to(inside.device)
+    return Candidates.of(rotation.order, *pairs, every, inside)
+
+
+def _turns_near(
+    rotation: RotationGridPrior, values: Tensor, radius_deg: float
+) -> tuple[Tensor, Tensor]:
+    """Pairs (image, cell) of cells near any of the values [M, n, 3, 3], each pair once."""
+    turned = (rotation.turn.mT @ values).cpu()
+    radius, size = max(radius_deg, rotation.grid.spacing_deg), len(rotation.grid)
+    found = [rotation.grid.cells_within(one, radius) for one in turned.flatten(0, 1)]
+    image = torch.arange(values.shape[1]).repeat(values.shape[0])
+    row = torch.repeat_interleave(image, torch.tensor([len(cells) for cells in found]))
+    pair = (row * size + torch.cat(found)).unique()
+    return pair // size, pair % size
+
+
+def _moves_near(shift: ShiftGridPrior, values: Tensor, radius_A: float) -> Tensor:
+    """Mask [n, T] of the points near any of the values [M, n, 2]; of the nearest at least."""
+    away = torch.cdist(values, shift.points()).amin(0)
+    reach = away.new_tensor(max(radius_A, shift.grid.step_A))
+    return away <= torch.maximum(away.amin(1, keepdim=True), reach)
 
 
 def _modal(
     model: ParticleModel,
-    volume: Tensor,
+    volume: AnyMap,
     rotation: Modal,
     shift: Modal,
     images: Filtered,
@@ -200,7 +251,7 @@ def _modal(
 
 def _drawn(
     model: ParticleModel,
-    volume: Tensor,
+    volume: AnyMap,
     guide: Guide,
     stack: ParticleStack,
     draws: int,

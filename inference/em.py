@@ -26,9 +26,8 @@ from cryoprob.inference.m_step import (
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.statistics import Statistics
-from cryoprob.inference.treatments.base import Drawn
+from cryoprob.inference.treatments.base import Drawn, Near
 from cryoprob.inference.treatments.known import Known
-from cryoprob.inference.treatments.local import Local
 from cryoprob.metrics.fsc import fsc, last_shell
 from cryoprob.particles import ParticleStack
 
@@ -113,12 +112,14 @@ class EM:
     def step(self, state: EMState, stack: ParticleStack) -> dict[str, Any]:
         """One E-step and M-step of every half; returns (and appends) the step's record."""
         began = perf_counter()
-        grew = self._plan(state)
+        grew, divergence = self._plan(state), _divergence(state)
         parts = [self._expect(state, half, n, stack) for n, half in enumerate(state.halves)]
         for half, statistics in zip(state.halves, parts, strict=True):
             self._m_step(state, half, statistics, rounds=2 if grew else 1)
         self._resolve(state, stack.box)
-        record = self._record(state, parts, grew)
+        for half in state.halves:
+            half.guide.volume.settle(half.model.linear_volume.tau2)
+        record = self._record(state, parts, grew) | divergence
         state.history.append(record)
         return {**record, "seconds": perf_counter() - began}
 
@@ -143,7 +144,16 @@ class EM:
     def solve(self, half: Half, equations: NormalEquations) -> Solution:
         """The map of some normal equations under a half's prior."""
         start, tau2 = half.guide.volume.coefficients.data, half.model.linear_volume.tau2
-        return solve_volume(equations, tau2, start, exact=self.schedule.exact, tolerance=1e-3)
+        kind = self.schedule.m_step
+        limit = 1 if kind == "gradient" else 100
+        return solve_volume(
+            equations,
+            tau2,
+            start,
+            exact=kind != "diagonal",
+            tolerance=1e-3,
+            max_iterations=limit,
+        )
 
     def _plan(self, state: EMState) -> bool:
         """Set band and grids of the step; whether they grew."""
@@ -181,7 +191,7 @@ class EM:
         """Put the poses on grids where they are searched; laws live on the continuum."""
         if not half.guide.rotation.searches:
             return
-        least = int(isinstance(half.guide.rotation, Local))
+        least = int(isinstance(half.guide.rotation, Near))
         half.model.rotation, half.model.shift = pose_grids(
             half.model,
             self.schedule,
@@ -213,6 +223,7 @@ class EM:
             if self.schedule.tau2 and len(state.halves) == 1:
                 update_tau2(model, half.solved)
         point.coefficients.data = self.solvent(half.solved.volume, model.pixel_size)
+        point.observe(equations)
         if self.schedule.noise:
             update_noise(model, statistics)
         if self.schedule.shift_sigma:
@@ -251,7 +262,7 @@ class EM:
         return {
             "iteration": state.iteration,
             "bound": mean,
-            "kind": f"{state.halves[0].guide.kind}, nats per image, full band",
+            "kind": f"{state.halves[0].guide.kind}, nats per image, full band{_under(state)}",
             "resolution_A": width / max(state.shell, 1),
             "radius": model.band.radius,
             "order": order,
@@ -274,3 +285,21 @@ class EM:
         elif state.stalled >= 2:
             state.done = True
         state.done = state.done or state.iteration >= self.schedule.max_iterations
+
+
+def _divergence(state: EMState) -> dict[str, float]:
+    """``volume_kl``, KL(q || prior) of the volumes in nats, all halves, where these have a q.
+
+    ``images * bound - volume_kl`` is the evidence lower bound of all data.
+    """
+    volumes = [(half.guide.volume, half.model.volume.prior()) for half in state.halves]
+    if not all(volume.has_density for volume, _ in volumes):
+        return {}
+    with torch.no_grad():
+        return {"volume_kl": sum(float(volume.kl(prior)) for volume, prior in volumes)}
+
+
+def _under(state: EMState) -> str:
+    """What a bound's kind says more where the volume has a q."""
+    known = not state.halves[0].guide.volume.has_density
+    return "" if known else ", expected under q(volume); volume_kl in nats, total"

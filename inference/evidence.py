@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.best_law import best_bound
 from cryoprob.inference.cells import CellMasses, masses_of
 from cryoprob.inference.dense import DenseGrid, blocks
@@ -24,7 +25,6 @@ from cryoprob.inference.grids import on_grid
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.levels import Level
 from cryoprob.inference.treatments.base import Lawful
-from cryoprob.inference.treatments.exact import Exact
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
@@ -70,9 +70,12 @@ class GridScores:
 
 
 def scores(
-    model: ParticleModel, volume: Tensor, stack: ParticleStack, index: Tensor
+    model: ParticleModel, volume: AnyMap, stack: ParticleStack, index: Tensor
 ) -> Iterator[GridScores]:
     """Exact posteriors at a volume on the model's grids, block by block.
+
+    Under a law of volumes the scores are expected under it, and what they sum to is no evidence
+    but a lower bound of it, less the law's divergence from the prior over the images.
 
     Raises
     ------
@@ -99,7 +102,8 @@ class Budget:
     index
         Places in the stack, [n].
     evidence
-        Log p(image | volume), exact on the grid, [n] (float64, as all that follow).
+        Log p(image | volume), exact on the grid, [n] (float64, as all that follow); under a law of
+        volumes the bound on it that :func:`scores` tells of.
     bound
         ELBO of the family's q.
     approximation
@@ -137,11 +141,11 @@ def budget(
     gridded
         The same with poses on the grid on which everything is counted.
     """
-    volume = guide.volume.coefficients.detach()
+    volume = guide.volume.maps
     parts = []
     for found in scores(gridded, volume, stack, index):
         evidence = found.log_evidence
-        if isinstance(guide.rotation, Exact):
+        if guide.rotation.enumerates:
             bound, best = _exact(gridded, guide, stack, found), evidence
         else:
             bound, best = _drawn(model, gridded, guide, stack, found)
@@ -182,7 +186,7 @@ def _drawn(
 
 
 def discretization(
-    gridded: ParticleModel, volume: Tensor, stack: ParticleStack, index: Tensor
+    gridded: ParticleModel, volume: AnyMap, stack: ParticleStack, index: Tensor
 ) -> Tensor:
     """Log evidence of the next finer grid minus that of the model's own, [n] (float64).
 

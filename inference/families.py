@@ -5,10 +5,12 @@ The table of Donnat et al. 2022 (Table 4), on one model.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.shells import spread
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.encoders.centering import Centering
 from cryoprob.inference.encoders.polar import Polar
@@ -16,20 +18,32 @@ from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.cells import Cells
 from cryoprob.inference.laws.rotations import ConcentratedLaw
 from cryoprob.inference.laws.shifts import NormalShift, TurningShift
-from cryoprob.inference.learn import EncoderLearner, Learner, TableLearner, seeded
+from cryoprob.inference.learn import EncoderLearner, Learner, seeded
+from cryoprob.inference.natural_learner import NaturalLearner
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.objectives.sleep import Sleep
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.amortized import Amortized
+from cryoprob.inference.treatments.bounded import Bounded
 from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.gaussian_volume import GaussianVolume
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
+from cryoprob.inference.treatments.proposed import Proposed
+from cryoprob.inference.treatments.volume import VolumeTreatment
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps
 
 __all__ = ["Family", "Recipe", "family", "families"]
+
+_NARROW = 1e-3
+"""Variance of the map before the first M-step, in units of the prior's: poses are sought at a map
+that is nearly given, as with a point estimate."""
+
+_REACH_DEG = 12.0
+"""Of the local search around an encoder's hypotheses."""
 
 _ENCODER_BOX = 18
 """Eight shells: enough for poses within some degrees, which then can be refined."""
@@ -61,9 +75,10 @@ class Recipe:
     symmetry: str = "C1"
 
     @property
-    def point(self) -> Point:
-        """The volume as a point estimate."""
-        return Point(self.start.to(self.model.linear_volume.tau2))
+    def volume(self) -> VolumeTreatment:
+        """The volume at its start, treated as the plan has it."""
+        tau2 = self.model.linear_volume.tau2
+        return _VOLUMES[self.plan.volume](self.start.to(tau2), tau2)
 
     @property
     def unit_A(self) -> float:
@@ -75,6 +90,20 @@ class Recipe:
         generator = torch.Generator().manual_seed(self.seed)
         drawn = random_rotations(count, generator, dtype=torch.float64)
         return drawn.to(self.model.linear_volume.tau2)
+
+
+def _gaussian(start: Maps, tau2: Tensor) -> GaussianVolume:
+    return GaussianVolume(start, _NARROW * spread(tau2, start.shape[-1]))
+
+
+def _point(start: Maps, tau2: Tensor) -> Point:
+    return Point(start)
+
+
+_VOLUMES: dict[str, Callable[[Maps, Tensor], VolumeTreatment]] = {
+    "point": _point,
+    "gaussian": _gaussian,
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +141,7 @@ class Family:
 
 
 def family(name: str) -> Family:
-    """The family of a name that :data:`cryoprob.inference.config.FAMILIES` lists."""
+    """The family of a name that :mod:`cryoprob.inference.config` lists."""
     return families()[name]
 
 
@@ -125,32 +154,32 @@ def _exact(recipe: Recipe) -> Guide:
     plan = recipe.plan
     mass = None if plan.mass == 1 else plan.mass
     exact = Exact(mass, coarse_order=plan.coarse_order)
-    return Guide(rotation=exact, shift=exact, volume=recipe.point)
+    return Guide(rotation=exact, shift=exact, volume=recipe.volume)
 
 
 def _modal(recipe: Recipe) -> Guide:
     plan = recipe.plan
+    kind = Modal if plan.bound == "none" else partial(Bounded, plan.bound)
     rotation, shift = (
-        Modal(plan.beam, coarse_order=plan.coarse_order, polish=plan.polish) for _ in "Rt"
+        kind(beam=plan.beam, coarse_order=plan.coarse_order, polish=plan.polish) for _ in "Rt"
     )
-    return Guide(rotation=rotation, shift=shift, volume=recipe.point)
+    return Guide(rotation=rotation, shift=shift, volume=recipe.volume)
 
 
 def _svi(recipe: Recipe) -> Guide:
-    nowhere = recipe.start.new_zeros(recipe.total, 2).to(recipe.point.coefficients)
+    nowhere = recipe.start.new_zeros(recipe.total, 2).to(recipe.volume.coefficients)
     rotation = PerImage(ConcentratedLaw(), recipe.rotations(recipe.total))
     shift = PerImage(NormalShift(recipe.unit_A), nowhere)
-    return Guide(rotation=rotation, shift=shift, volume=recipe.point)
+    return Guide(rotation=rotation, shift=shift, volume=recipe.volume)
 
 
 def _svi_learner(recipe: Recipe) -> Learner:
-    objective = Elbo(recipe.plan.learn_draws)
-    return TableLearner(recipe.plan, objective, recipe.seed, recipe.symmetry)
+    return NaturalLearner(recipe.plan, recipe.seed, recipe.symmetry)
 
 
-def _amortized(recipe: Recipe, *, modal: bool) -> Guide:
+def _encoders(recipe: Recipe, *, modal: bool, heads: int) -> tuple[Amortized, Amortized]:
     """Encoders that turn with the image: one of the shift, one that sees centered images."""
-    sigma2, like = recipe.model.noise.sigma2.mean(0), recipe.point.coefficients
+    sigma2, like = recipe.model.noise.sigma2.mean(0), recipe.volume.coefficients
     box = min(_ENCODER_BOX, recipe.model.band.box)
     center = like.new_zeros(1, 2)
     with seeded(recipe.seed):
@@ -158,23 +187,37 @@ def _amortized(recipe: Recipe, *, modal: bool) -> Guide:
         moves = Amortized(below, TurningShift(1, recipe.unit_A, modal=modal), center)
         centering = Centering(moves, recipe.model.pixel_size)
         above = Polar(box, sigma2, channels=128, centering=centering).to(like)
-        law = Cells(1, heads=1 if modal else 4, modal=modal)
+        law = Cells(1, heads=heads, modal=modal)
         turns = Amortized(above, law, recipe.rotations(1))
-    guide = Guide(rotation=turns, shift=moves, volume=recipe.point)
-    return guide.to(like)
+    return turns.to(like), moves.to(like)
 
 
 def _amortized_modal(recipe: Recipe) -> Guide:
-    return _amortized(recipe, modal=True)
+    turns, moves = _encoders(recipe, modal=True, heads=1)
+    return Guide(rotation=turns, shift=moves, volume=recipe.volume)
 
 
 def _amortized_vi(recipe: Recipe) -> Guide:
-    return _amortized(recipe, modal=False)
+    turns, moves = _encoders(recipe, modal=False, heads=4)
+    return Guide(rotation=turns, shift=moves, volume=recipe.volume)
+
+
+def _amortized_local(recipe: Recipe) -> Guide:
+    turns, moves = _encoders(recipe, modal=True, heads=8)
+    reach_A = 2 * recipe.plan.shift_step * recipe.model.pixel_size
+    order = recipe.plan.coarse_order
+    rotation = Proposed(turns, _REACH_DEG, coarse_order=order)
+    shift = Proposed(moves, reach_A, coarse_order=order)
+    return Guide(rotation=rotation, shift=shift, volume=recipe.volume)
 
 
 def _modal_learner(recipe: Recipe) -> Learner:
     own = (Sleep(), Sleep(), Sleep(), ProfileLogJoint())
     return EncoderLearner(recipe.plan, Sleep(), own, recipe.symmetry)
+
+
+def _local_learner(recipe: Recipe) -> Learner:
+    return EncoderLearner(recipe.plan, Sleep(), (Sleep(),), recipe.symmetry)
 
 
 def _vi_learner(recipe: Recipe) -> Learner:
@@ -207,7 +250,7 @@ _ROWS = (
         "concentrated law and normal, free numbers per image",
         _svi,
         _svi_learner,
-        (("learn_rate", 0.03), ("learn_steps", 20), ("batch", 256), ("draws", 4)),
+        (("learn_steps", 8), ("draws", 4)),
     ),
     Family(
         "amortized-vi",
@@ -215,6 +258,14 @@ _ROWS = (
         "mixture over cells and normal that encoders read off the image",
         _amortized_vi,
         _vi_learner,
+        _TRAINING,
+    ),
+    Family(
+        "amortized-local",
+        "amortized variational EM, then local search",
+        "exact posterior on a grid near what encoders propose",
+        _amortized_local,
+        _local_learner,
         _TRAINING,
     ),
 )

@@ -6,6 +6,7 @@ import roma
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap, mean_of, power_of
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.guide import Poses
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
@@ -22,18 +23,19 @@ Scores = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def add_few(
     model: ParticleModel,
-    volume: Tensor,
+    volume: AnyMap,
     images: Filtered,
     poses: Poses,
     scores: Scores,
     to: Statistics,
 ) -> None:
     """Insert images of one optics group at K poses each, in the shares that ``scores`` gives."""
-    slices = model.volume.slices(volume, poses.rotation)
+    slices = model.volume.slices(mean_of(volume), poses.rotation)
+    power = power_of(volume, model.linear_volume.slicer, slices, poses.rotation)
     phase = shift_phase(model.band, poses.shift, model.pixel_size)
     numerator = (images.image * phase.conj()).resolve_conj()
     cross = torch.linalg.vecdot(reals(numerator), reals(slices))
-    energy = torch.linalg.vecdot(images.transfer, slices.abs().square())
+    energy = torch.linalg.vecdot(images.transfer, power)
     log_weight, bound = scores(cross - energy / 2)
     weight = log_weight.exp()
     share = weight[..., None]
@@ -44,6 +46,7 @@ def add_few(
         (numerator * share).flatten(0, 1),
         spread.flatten(0, 1),
         slices.flatten(0, 1),
+        power.div_(2).flatten(0, 1),
         poses.rotation.flatten(0, 1),
         model.band,
         model.noise.sigma2[group],

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.bands import Band, full_band
 from cryoprob.inference.encoders.base import Encoder
-from cryoprob.inference.treatments.base import Drawn, Lawful, Treatment
+from cryoprob.inference.treatments.base import Drawn, Treatment
 from cryoprob.inference.treatments.importance import Importance
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.modal import Modal
-from cryoprob.inference.treatments.point import Point
+from cryoprob.inference.treatments.volume import VolumeTreatment
 from cryoprob.models import sites
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
@@ -58,7 +58,7 @@ class Guide(nn.Module):
         the two searched in unlike ways.
     """
 
-    def __init__(self, *, rotation: Treatment, shift: Treatment, volume: Point) -> None:
+    def __init__(self, *, rotation: Treatment, shift: Treatment, volume: VolumeTreatment) -> None:
         super().__init__()
         _check_mixture(rotation, shift)
         self.rotation, self.shift, self.volume = rotation, shift, volume
@@ -100,8 +100,8 @@ class Guide(nn.Module):
         """
         found = [
             part.law.log_score(part.numbers_of(batch), value)
-            for part, value in ((self.rotation, rotation), (self.shift, shift))
-            if isinstance(part, Lawful)
+            for part, value in ((self.rotation.lawful, rotation), (self.shift.lawful, shift))
+            if part is not None
         ]
         got = _names(self.rotation, self.shift)
         wanted = "a law at the rotation or the shift"
@@ -213,7 +213,7 @@ def _check_mixture(rotation: Treatment, shift: Treatment) -> None:
         "guide",
         expected="rotation and shift both searched, in the same way, or neither",
         got=_names(rotation, shift),
-        remedy="Use Exact, Modal or Local for both; Known, PerImage and Amortized mix freely.",
+        remedy="Use Exact, Modal, Local or Proposed for both; Known, PerImage and Amortized mix.",
     )
     heads = shift.heads if isinstance(shift, Drawn) else 1
     require(

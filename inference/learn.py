@@ -16,7 +16,7 @@ from cryoprob.inference.dense import blocks
 from cryoprob.inference.e_step import chunks, e_step
 from cryoprob.inference.encoders.base import Encoder, fast_precision
 from cryoprob.inference.filtered import Filtered
-from cryoprob.inference.grids import on_grid, pose_grids
+from cryoprob.inference.grids import off_grid, on_grid, pose_grids
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.local_search import Optimum, climb
@@ -31,7 +31,16 @@ from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.particles import Batch, ParticleStack
 
-__all__ = ["EncoderLearner", "Learner", "TableLearner", "seeded"]
+__all__ = [
+    "EncoderLearner",
+    "Learner",
+    "Names",
+    "TableLearner",
+    "check_finite",
+    "local_parameters",
+    "seeded",
+    "trained",
+]
 
 Names = Callable[[Tensor], list[str]]
 """What a user calls the images of some indices."""
@@ -75,8 +84,8 @@ def ascend(
     InputError
         If it is not finite for some image, naming that; nothing is changed then.
     """
-    value = objective(half.model, half.guide, half.guide.volume.coefficients.detach(), batch)
-    _check(value, batch, names, where)
+    value = objective(half.model, half.guide, half.guide.volume.maps, batch)
+    check_finite(value, batch.index, names, where)
     optimizer.zero_grad()
     (-value.mean()).backward()  # type: ignore[no-untyped-call]
     if isinstance(optimizer, AdamW):
@@ -113,7 +122,7 @@ class TableLearner(Learner):
             self._adapt(half, stack, iteration)
 
     def _search(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
-        model, volume = half.model, half.guide.volume.coefficients.detach()
+        model, volume = half.model, half.guide.volume.maps
         seed = self.seed * 100003 + iteration
         grids = pose_grids(model, self.plan, order, seed=seed, symmetry=self.symmetry)
         gridded = on_grid(model, *grids)
@@ -130,7 +139,7 @@ class TableLearner(Learner):
         rotation, shift = half.guide.rotation, half.guide.shift
         index = images.index
         if iteration:
-            volume = half.guide.volume.coefficients.detach()
+            volume = half.guide.volume.maps
             batch = _batch(stack, half, index)
             rotation_now, shift_now = (part.mode(batch) for part in half.guide.drawn)
             stands = climb(half.model, volume, images, rotation_now, shift_now, 0).log_joint
@@ -146,7 +155,7 @@ class TableLearner(Learner):
 
     def _adapt(self, half: Half, stack: ParticleStack, iteration: int) -> None:
         """Images do not depend on each other at a volume: block by block, a fresh Adam each."""
-        parameters = _local(half)
+        parameters = local_parameters(half.guide)
         where = f"q of the poses, iteration {iteration + 1}"
         for part in blocks(len(half.index), self.plan.batch):
             batch = _batch(stack, half, half.index[part])
@@ -182,14 +191,14 @@ class EncoderLearner(Learner):
 
     def learn(self, half: Half, stack: ParticleStack, iteration: int, order: int) -> None:
         """Train for the step's share: 100 steps of rising rate, then half a cosine to zero."""
-        optimizer = AdamW(_local(half), lr=self.plan.learn_rate, fused=True)
+        optimizer = AdamW(local_parameters(half.guide), lr=self.plan.learn_rate, fused=True)
         if half.optimizer:
             optimizer.load_state_dict(half.optimizer)
         steps = self.plan.warm_steps if iteration == 0 else self.plan.learn_steps
         menu = [self.warm] if iteration == 0 else list(self.objectives)
         where = f"encoder of the poses, iteration {iteration + 1}"
         narrow = _narrowed(half)
-        with _trained(half):
+        with trained(half):
             for step in range(steps):
                 rise = min(1.0, (step + 1) / min(100, steps))
                 for group in optimizer.param_groups:
@@ -220,7 +229,7 @@ class EncoderLearner(Learner):
 
 
 @contextmanager
-def _trained(half: Half) -> Iterator[None]:
+def trained(half: Half) -> Iterator[None]:
     """Training mode, in the fastest precision; both as they were after."""
     encoders = [part for part in half.guide.modules() if isinstance(part, Encoder)]
     half.guide.train()
@@ -245,7 +254,8 @@ def _narrowed(half: Half) -> Half:
         dtype=old.tau2.dtype,
         device=old.tau2.device,
     )
-    poses = model.rotation, model.shift
+    free = off_grid(model)
+    poses = free.rotation, free.shift
     narrow = ParticleModel(volume, *poses, model.noise, model.pixel_size, model.contrast)
     return Half(narrow, half.guide, half.index)
 
@@ -259,9 +269,9 @@ def set_noise(half: Half, stack: ParticleStack, plan: Schedule, symmetry: str) -
     update_noise(half.model, e_step(on_grid(half.model, *grids), guide, stack, some))
 
 
-def _local(half: Half) -> list[nn.Parameter]:
+def local_parameters(guide: Guide) -> list[nn.Parameter]:
     """Free numbers of the pose sites; an encoder that both share counts once."""
-    both = nn.ModuleList([half.guide.rotation, half.guide.shift])
+    both = nn.ModuleList([guide.rotation, guide.shift])
     return list(both.parameters())
 
 
@@ -270,13 +280,14 @@ def _batch(stack: ParticleStack, half: Half, index: Tensor) -> Batch:
     return stack.batch(index, half.guide.band(half.model), like.dtype, like.device)
 
 
-def _check(value: Tensor, batch: Batch, names: Names, where: str) -> None:
+def check_finite(value: Tensor, index: Tensor, names: Names, where: str) -> None:
+    """Raise InputError, naming the images, unless the values [n] of images ``index`` are."""
     bad = ~value.isfinite()
     if bad.any():
-        images = ", ".join(names(batch.index[bad][:4]))
+        images = ", ".join(names(index[bad][:4]))
         raise InputError(
             where,
             expected="a finite objective for every image",
             got=f"{int(bad.sum())} that are not ({images})",
-            remedy="Lower --set learn_rate=...; look at these images with `cryoprob info`.",
+            remedy="Look at these images with `cryoprob info`, or lower --set learn_rate=...",
         )

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-from torch import Tensor
-
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.bands import Band
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.blur import Blur
 from cryoprob.inference.filtered import Filtered
 from cryoprob.models.particle_model import ParticleModel
@@ -53,7 +52,7 @@ class Level:
         return images if self.blur is None else self.blur.apply(images, band)
 
 
-def levels(model: ParticleModel, volume: Tensor, coarse_order: int) -> list[Level]:
+def levels(model: ParticleModel, volume: AnyMap, coarse_order: int) -> list[Level]:
     """Grids from ``coarse_order`` to the model's own; each coarser one with its blur and band.
 
     Raises

@@ -6,6 +6,7 @@ import roma
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap, mean_of, variance_of
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.statistics import reals
 from cryoprob.models.image_likelihood import shift_phase
@@ -53,7 +54,7 @@ class Optimum:
 
 def climb(
     model: ParticleModel,
-    volume: Tensor,
+    volume: AnyMap,
     images: Filtered,
     rotation: Rotations,
     shift: Shifts,
@@ -101,15 +102,14 @@ class _System:
 
 
 def _linearized(
-    model: ParticleModel, volume: Tensor, images: Filtered, rotation: Rotations, shift: Shifts
+    model: ParticleModel, volume: AnyMap, images: Filtered, rotation: Rotations, shift: Shifts
 ) -> _System:
     """Log joint, its gradient and Gauss-Newton information at poses."""
     band = model.band
-    slices = model.volume.slices(volume, rotation)
-    turned = [
-        model.volume.slices(volume, _moved(rotation, shift, step)[0])
-        for step in _STEP_RAD * torch.eye(5).to(shift)[:3, None]
-    ]
+    mean, steps = mean_of(volume), _STEP_RAD * torch.eye(5).to(shift)[:3, None]
+    slices = model.volume.slices(mean, rotation)
+    turns = [_moved(rotation, shift, step)[0] for step in steps]
+    turned = [model.volume.slices(mean, turn) for turn in turns]
     phase = shift_phase(band, shift, model.pixel_size)
     unit = -2j * torch.pi / (band.box * model.pixel_size)
     waves = torch.stack([band.kx, band.ky]).to(shift) * unit
@@ -126,6 +126,12 @@ def _linearized(
     information = (tangent * transfer[:, None]) @ tangent.mT
     information[:, [3, 4], [3, 4]] += precision
     value = cross - energy / 2 - shift.square().sum(-1) * precision / 2
+    poses = torch.stack([rotation, *turns])
+    variance = variance_of(volume, model.linear_volume.slicer, poses)
+    if variance is not None:
+        lost = torch.linalg.vecdot(images.transfer, variance) / 2
+        value = value - lost[0]
+        gradient[:, :3] -= (lost[1:] - lost[0]).T / _STEP_RAD
     return _System(value, gradient, information)
 
 

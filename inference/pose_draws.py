@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cryoprob.inference.candidates import Candidates, Keep
 from cryoprob.inference.dense import DenseGrid
-from cryoprob.inference.e_step import chunks, neighborhood
+from cryoprob.inference.e_step import chunks, near_cells
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.learn import seeded
@@ -13,8 +13,8 @@ from cryoprob.inference.levels import Level
 from cryoprob.inference.pruned import PrunedPass
 from cryoprob.inference.search import candidates
 from cryoprob.inference.statistics import reals
+from cryoprob.inference.treatments.base import Near
 from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.local import Local
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
@@ -52,7 +52,7 @@ def draw_poses(
     [K, n, 3, 3] and [K, n, 2] (Angstrom).
     """
     with torch.no_grad(), seeded(seed):
-        if not isinstance(guide.rotation, Exact | Local):
+        if not isinstance(guide.rotation, Exact | Near):
             return _from_guide(model, guide, volume, stack, index, count)
         place = {int(image): row for row, image in enumerate(index)}
         like = model.linear_volume.tau2
@@ -60,7 +60,8 @@ def draw_poses(
         shift = like.new_empty(count, len(index), 2)
         for images in chunks(model, stack, index):
             rows = [place[int(image)] for image in images.index]
-            rotation[:, rows], shift[:, rows] = _from_grid(model, guide, volume, images, count)
+            drawn = _from_grid(model, guide, volume, stack, images, count)
+            rotation[:, rows], shift[:, rows] = drawn
         return rotation, shift
 
 
@@ -87,11 +88,16 @@ def _from_guide(
 
 
 def _from_grid(
-    model: ParticleModel, guide: Guide, volume: Tensor, images: Filtered, count: int
+    model: ParticleModel,
+    guide: Guide,
+    volume: Tensor,
+    stack: ParticleStack,
+    images: Filtered,
+    count: int,
 ) -> _Pair:
-    rotation, shift, fine = guide.rotation, guide.shift, Level.of(model)
-    if isinstance(rotation, Local) and isinstance(shift, Local):
-        near = neighborhood(fine, rotation, shift, images)
+    rotation, fine = guide.rotation, Level.of(model)
+    if isinstance(rotation, Near):
+        near = near_cells(model, volume, guide, stack, images)
         return _from_cells(model, volume, fine, images, near, rotation.block_bytes, count)
     assert isinstance(rotation, Exact)
     size, found = rotation.block_bytes, None

@@ -12,11 +12,12 @@ import roma
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.candidates import Candidates, Keep, smallest_pairs, smallest_set
 from cryoprob.inference.dense import within
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.levels import Level
-from cryoprob.inference.regions import Region, regions
+from cryoprob.inference.regions import Region, Source, regions
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
@@ -47,7 +48,7 @@ class PrunedPass:
     model
         Its volume, band, noise and pixel size score the poses.
     volume
-        Value of the ``volume`` site.
+        Value of the ``volume`` site, or a law of it.
     level
         The fine grid and its band.
     images
@@ -61,7 +62,7 @@ class PrunedPass:
     def __init__(
         self,
         model: ParticleModel,
-        volume: Tensor,
+        volume: AnyMap,
         level: Level,
         images: Filtered,
         candidates: Candidates,
@@ -69,7 +70,7 @@ class PrunedPass:
     ) -> None:
         self.model, self.level, self.block_bytes = model, level, block_bytes
         self.slicer = model.linear_volume.slicer_at(level.radius)
-        self.grid = self.slicer.transform(volume)
+        self.source = Source.of(volume, self.slicer)
         self.images = level.view(images, self.slicer.band)
         self.points = _padded(level.shift.points(), 0)
         self.log_shift = _padded(level.shift.log_mass(), -torch.inf)
@@ -112,29 +113,31 @@ class PrunedPass:
                 weight = torch.zeros_like(part.energy)
                 for scores in self._scores(part):
                     self._weigh(scores, part, numerator, weight, moments)
-                inserted = (numerator, weight, part.slices, part.rotations, self.slicer.band)
+                inserted = (numerator, weight, part.slices, part.energy, part.rotations)
                 sigma2 = self.model.noise.sigma2[group]
-                statistics.add_slices(int(group), *inserted, sigma2)
+                statistics.add_slices(int(group), *inserted, self.slicer.band, sigma2)
         statistics.shift_power += moments.shift_power
         statistics.summary.put(self.images.index, moments.summary())
 
-    def modes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pose among the candidates: log joint over noise [n], [n, 3, 3], [n, 2] (A)."""
-        best = torch.full_like(self.images.transfer[:, 0], -torch.inf)
-        cell, move = torch.zeros_like(self.images.index), torch.zeros_like(self.images.index)
+    def peaks(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best poses of the best ``count`` regions, best first.
+
+        Log joint over noise [n, count] (``-inf`` where there are fewer regions), [n, count, 3, 3]
+        and [n, count, 2] (A).
+        """
+        best = self.images.transfer.new_full((len(self.images), count), -torch.inf)
+        cell, move = (torch.zeros_like(best, dtype=torch.long) for _ in "Rt")
         for region in self._regions():
             for scores in self._scores(region):
                 rows, width = scores.rows, scores.logits.shape[2]
-                value, place = scores.logits.flatten(1).max(1)
-                better = value > best[rows]
-                at = scores.shift.gather(1, (place // width)[:, None])[:, 0]
-                for target, found in (
-                    (best, value),
-                    (cell, region.cells[place % width]),
-                    (move, at),
-                ):
-                    target[rows] = torch.where(better, found, target[rows])
-        return best, self.level.rotation.matrices(cell), self.points[move]
+                value, place = scores.logits.flatten(1).max(1, keepdim=True)
+                value, order = torch.cat([best[rows], value], 1).topk(count, 1)
+                best[rows] = value
+                at = scores.shift.gather(1, place // width)
+                for target, found in ((cell, region.cells[place % width]), (move, at)):
+                    target[rows] = torch.cat([target[rows], found], 1).gather(1, order)
+        turn = self.level.rotation.matrices(cell.flatten()).unflatten(0, cell.shape)
+        return best, turn, self.points[move]
 
     @property
     def log_evidence(self) -> Tensor:
@@ -146,7 +149,7 @@ class PrunedPass:
         self.shift = candidates.shifts_at(self.level.rotation.order)
 
     def _regions(self) -> Iterator[Region]:
-        return regions(self.level, self.candidates, self.slicer, self.grid)
+        return regions(self.level, self.candidates, self.source)
 
     def _scores(self, region: Region) -> Iterator[_Scores]:
         """Score a region in blocks of images of like numbers of shifts."""

@@ -36,7 +36,8 @@ class FitResult:
     Attributes
     ----------
     volume, volume_std
-        Map and its posterior standard deviation (at the final poses' weights), [D, D, D].
+        Map and its posterior standard deviation (at the final poses' weights, from exact draws;
+        a factorized q of the map is narrower), [D, D, D].
     pixel_size
         Angstrom per voxel.
     resolution_A

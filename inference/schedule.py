@@ -8,9 +8,13 @@ from typing import Any
 
 from cryoprob.checks import InputError, require
 
-__all__ = ["Schedule"]
+__all__ = ["VOLUMES", "Schedule"]
 
+VOLUMES = ("point", "gaussian")
+"""What q of the map may be."""
 
+_BOUNDS = ("none", "points", "probable", "cells")
+_M_STEPS = ("exact", "diagonal", "gradient")
 _POSITIVE = [
     "shift_step",
     "max_iterations",
@@ -44,10 +48,15 @@ class Schedule:
         Shells beyond the current resolution that take part (frequency marching).
     max_radius
         Largest shell used; 0 for all (box / 2 - 1).
-    exact
-        Exact M-step by conjugate gradients; false takes the diagonal one.
+    m_step
+        Of the volume: ``exact`` (conjugate gradients to the maximum), ``diagonal`` (RELION's, not
+        the maximizer), or ``gradient``, one step of steepest ascent in the diagonal's metric to
+        the top of its line (gradient EM).
     interpolation
         Of slices, "linear" or "nearest".
+    volume
+        q of the map: "point", or "gaussian" (a mean and a variance for every Fourier mode, whose
+        divergence from the prior the metrics then have).
     noise, shift_sigma, tau2, contrast
         Whether these are re-estimated at each step (contrast: amplitude and noise factor per
         image).
@@ -58,6 +67,9 @@ class Schedule:
         stop.
     beam
         Rotations kept per image at each coarser grid where the best pose alone is wanted.
+    bound
+        Of a branch and bound for the best pose that starts from what the beam found: "probable",
+        "cells" or "points"; "none" leaves it at that.
     polish
         Gauss-Newton steps of such a search off the grid; 0 stays on it.
     draws
@@ -92,8 +104,9 @@ class Schedule:
     shift_step: float = 2.0
     margin: int = 5
     max_radius: int = 0
-    exact: bool = True
+    m_step: str = "exact"
     interpolation: str = "linear"
+    volume: str = "point"
     noise: bool = True
     shift_sigma: bool = True
     tau2: bool = True
@@ -101,6 +114,7 @@ class Schedule:
     turn: bool = True
     gain: float = 0.05
     beam: int = 32
+    bound: str = "none"
     polish: int = 0
     draws: int = 0
     learn_draws: int = 1
@@ -119,6 +133,12 @@ class Schedule:
         expected = "0 <= coarse_order <= max_order"
         require(order, "schedule", expected=expected, got=f"{self.coarse_order}, {self.max_order}")
         require(0 < self.mass <= 1, "mass", expected="in (0, 1]", got=str(self.mass))
+        words = " or ".join(_BOUNDS)
+        require(self.bound in _BOUNDS, "bound", expected=words, got=repr(self.bound))
+        kinds = " or ".join(VOLUMES)
+        require(self.volume in VOLUMES, "volume", expected=kinds, got=repr(self.volume))
+        words = " or ".join(_M_STEPS)
+        require(self.m_step in _M_STEPS, "m_step", expected=words, got=repr(self.m_step))
         for name in _POSITIVE:
             value = getattr(self, name)
             require(value > 0, name, expected="a positive number", got=str(value))

@@ -1,8 +1,13 @@
 """Searches of the pose grid: candidates of a coarse grid, and the best pose of the fine one."""
 
+from math import cos, radians
+
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap
+from cryoprob.inference.bounds import Bound
+from cryoprob.inference.branch_and_bound import Best, BranchAndBound
 from cryoprob.inference.candidates import Candidates, Keep, fill_up, smallest_set
 from cryoprob.inference.dense import DenseGrid
 from cryoprob.inference.filtered import Filtered
@@ -11,14 +16,17 @@ from cryoprob.inference.pruned import PrunedPass
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.models.particle_model import ParticleModel
 
-__all__ = ["best_poses", "candidates"]
+__all__ = ["best_poses", "candidates", "distinct_poses"]
+
+_PEAKS = 64
+"""Poses among which distinct ones are looked for."""
 
 
 def _coarse(
     model: ParticleModel,
     keep: Keep,
     block_bytes: int,
-    volume: Tensor,
+    volume: AnyMap,
     level: Level,
     images: Filtered,
 ) -> Candidates:
@@ -40,7 +48,7 @@ def _coarse(
 
 def candidates(
     model: ParticleModel,
-    volume: Tensor,
+    volume: AnyMap,
     images: Filtered,
     keep: Keep,
     coarse_order: int,
@@ -57,19 +65,68 @@ def candidates(
 
 
 def best_poses(
-    model: ParticleModel, volume: Tensor, modal: Modal, images: Filtered
+    model: ParticleModel, volume: AnyMap, modal: Modal, images: Filtered
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Best log joint over noise [n], rotation [n, 3, 3] and shift [n, 2] on the model's grid.
 
-    With a beam, coarse to fine; a better pose outside the beam is then missed.
+    With a beam, coarse to fine; a better pose outside the beam is then missed. With a bound, what
+    the beam found is the pose to beat of a branch and bound.
     """
+    if modal.bound is not None:
+        return _bounded(model, volume, modal, modal.bound, images)
+    value, turn, move = _peaks(model, volume, modal, images, 1)
+    return value[:, 0], turn[:, 0], move[:, 0]
+
+
+def distinct_poses(
+    model: ParticleModel,
+    volume: AnyMap,
+    modal: Modal,
+    images: Filtered,
+    count: int,
+    apart_deg: float,
+) -> tuple[Tensor, Tensor]:
+    """The best ``count`` poses that are ``apart_deg`` apart, [n, count, 3, 3] and [n, count, 2].
+
+    Best first, searched as in :func:`best_poses`; where an image has fewer, the last ones repeat
+    its best.
+    """
+    value, turn, move = _peaks(model, volume, modal, images, _PEAKS)
+    limit, image = 1 + 2 * cos(radians(apart_deg)), torch.arange(len(turn), device=turn.device)
+    chosen = []
+    for _ in range(count):  # the first of all where nothing is left: they are sorted
+        best = value.argmax(1)
+        chosen.append(best)
+        trace = (turn * turn[image, best][:, None]).sum((-2, -1))
+        value = value.masked_fill(trace >= limit, -torch.inf)
+    pick = torch.stack(chosen, 1)
+    return turn[image[:, None], pick], move[image[:, None], pick]
+
+
+def _bounded(
+    model: ParticleModel, volume: AnyMap, modal: Modal, bound: Bound, images: Filtered
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best poses by branch and bound."""
+    order, size, start = modal.coarse_order, modal.block_bytes, None
+    search = BranchAndBound(model, volume, images, bound, order, size)
+    if modal.beam and search.coarser:
+        value, turn, move = _peaks(model, volume, modal, images, 1)
+        start = Best(value[:, 0], turn[:, 0], move[:, 0])
+    best = search.search(start)
+    return best.value, best.rotation, best.shift
+
+
+def _peaks(
+    model: ParticleModel, volume: AnyMap, modal: Modal, images: Filtered, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Up to ``count`` good poses of each image, the best first: values, rotations and shifts."""
     size, found = modal.block_bytes, None
     if modal.beam:
         keep = Keep(0.0, modal.beam, max(1, modal.beam // 2))
         found = candidates(model, volume, images, keep, modal.coarse_order, size)
     if found is not None:
-        return PrunedPass(model, volume, Level.of(model), images, found, size).modes()
+        return PrunedPass(model, volume, Level.of(model), images, found, size).peaks(count)
     grid = DenseGrid.of(model, volume)
-    parts = [posterior.mode() for _, posterior in grid.posteriors(images, size)]
+    parts = [posterior.peaks(count) for _, posterior in grid.posteriors(images, size)]
     value, turn, move = (torch.cat(part) for part in zip(*parts, strict=True))
     return value, turn, move

@@ -109,17 +109,18 @@ class Statistics:
         numerator: Tensor,
         weight: Tensor,
         slices: Tensor,
+        energy: Tensor,
         rotations: Tensor,
         band: Band,
         sigma2: Tensor,
     ) -> None:
-        """Insert posterior sums of one optics group: numerators and weights [Q.
+        """Insert posterior sums of one optics group: numerators and weights [Q, M].
 
-        M] of slices [Q, m].
+        Of slices [Q, m], of which ``energy`` [Q, m] is half the mean square.
         """
         self.insertion.add(numerator, weight, rotations)
         cross = (reals(numerator) * reals(slices)).unflatten(-1, (-1, 2)).sum((0, -1))
-        energy = (weight * slices.abs() ** 2).sum(0)
+        explained = (weight * energy).sum(0)
         shell = band.shell.to(energy.device)
-        change = (energy - 2 * cross).double() * sigma2[shell].double()
+        change = 2 * (explained - cross).double() * sigma2[shell].double()
         self.residual[group].index_add_(0, shell, change)

@@ -89,6 +89,14 @@ class ImageLikelihood(TorchDistribution):
         found = self._noise_only(value) + cross - energy / 2
         return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
+    def log_prob_lost(self, variance: Tensor) -> Tensor:
+        """What a ``variance`` [*, m] of the slices takes off the mean of ``log_prob``, [*batch].
+
+        Half of its power after the CTF, over that of the noise.
+        """
+        precision = 1 / self._variance(self.slices.shape[-1])
+        return _contract(self.ctf**2 * precision, variance) / 2
+
     def rsample(self, sample_shape: Sizes = torch.Size()) -> Coefficients:
         """Draw images, [*sample, *batch, M] complex."""
         shape = self._extended_shape(sample_shape)

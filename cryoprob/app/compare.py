@@ -17,8 +17,8 @@ from cryoprob.app.views import family_views
 from cryoprob.app.words import angstrom, grid_spacing, say, size, table
 from cryoprob.checks import require
 from cryoprob.inference.compare import Accounts, Priced, gridded
-from cryoprob.inference.config import FAMILIES, FitConfig
-from cryoprob.inference.evidence import Budget, discretization, prices, scores
+from cryoprob.inference.config import FAMILIES, HYBRIDS, FitConfig
+from cryoprob.inference.evidence import discretization, prices, scores
 from cryoprob.inference.families import Family, family
 from cryoprob.inference.half import Half
 from cryoprob.inference.result import FitResult
@@ -56,8 +56,9 @@ class Setting:
     truth: Path | None = None
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.families if name not in FAMILIES]
-        wanted = "some of " + ", ".join(FAMILIES)
+        known = FAMILIES + HYBRIDS
+        unknown = [name for name in self.families if name not in known]
+        wanted = "some of " + ", ".join(known)
         got = ", ".join(unknown) or "none"
         require(bool(self.families) and not unknown, "--families", expected=wanted, got=got)
         require(self.images > 0, "--images", expected="a positive number", got=str(self.images))
@@ -206,27 +207,31 @@ def _tell(rows: Sequence[Row], setting: Setting, out: Path) -> None:
         " beam missed, for tables what the steps left over). In brackets 5 to 95 % of the images."
     )
     words = f"At the common volume, that of {rows[0].family.name}"
-    _gaps(rows, [row.common.budget for row in rows], words)
-    _gaps(rows, [row.own.budget for row in rows], "At each family's own volume")
+    if rows[0].own.volume_kl is not None:
+        say(
+            "\nThe volumes have a q too: 'evidence' is expected under q(V), and only less KL V ="
+            " KL(q(V) || p(V)), here per image of the fit, is it a bound on the evidence."
+        )
+    _gaps(rows, [row.common for row in rows], words)
+    _gaps(rows, [row.own for row in rows], "At each family's own volume")
     head = ["family", "resolution", "FSC 0.5", "pose error", "E-step", "memory"]
     told = [_outcome(row) for row in rows]
     table(head, told, "What came out")
     _save(rows, out)
 
 
-def _gaps(rows: Sequence[Row], budgets: Sequence[Budget], title: str) -> None:
+def _gaps(rows: Sequence[Row], priced: Sequence[Priced], title: str) -> None:
     head = ["family", "evidence", "bound", "approximation", "remainder"]
-    lines = [
-        [
-            row.family.name,
-            f"{float(b.evidence.mean()):.2f}",
-            f"{float(b.bound.mean()):.2f}",
-            _spread(b.approximation),
-            _spread(b.remainder),
-        ]
-        for row, b in zip(rows, budgets, strict=True)
-    ]
+    head += ["KL V"] * (priced[0].volume_kl is not None)
+    lines = [[row.family.name, *_cells(one)] for row, one in zip(rows, priced, strict=True)]
     table(head, lines, title)
+
+
+def _cells(priced: Priced) -> list[str]:
+    """A line of a table of gaps, the family's name left out."""
+    budget, own = priced.budget, [] if priced.volume_kl is None else [f"{priced.volume_kl:.2f}"]
+    means = [f"{float(values.mean()):.2f}" for values in (budget.evidence, budget.bound)]
+    return [*means, _spread(budget.approximation), _spread(budget.remainder), *own]
 
 
 def _spread(values: Tensor) -> str:
@@ -252,7 +257,7 @@ def _outcome(row: Row) -> list[str]:
 
 def _tell_prices(half: Half, setting: Setting, stack: ParticleStack, index: Tensor) -> None:
     """The grid's own error, and what common tricks cost at best."""
-    config, volume = setting.config, half.guide.volume.coefficients.detach()
+    config, volume = setting.config, half.guide.volume.maps
     model = gridded(half.model, config.schedule, setting.order, config.symmetry)
     found = [
         prices(part, mass=_PRUNED, factor=_TRUSTED) for part in scores(model, volume, stack, index)
@@ -287,6 +292,7 @@ def _save(rows: Sequence[Row], out: Path) -> None:
     gaps = {
         row.family.name: {
             where: {name: getattr(priced.budget, name).tolist() for name in names}
+            | _volume_kl(priced, "volume_kl_per_image")
             for where, priced in (("common", row.common), ("own", row.own))
         }
         for row in rows
@@ -294,6 +300,11 @@ def _save(rows: Sequence[Row], out: Path) -> None:
     content = {"images": rows[0].own.budget.index.tolist(), "families": gaps}
     with replacing(out / "gaps.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _volume_kl(priced: Priced, name: str) -> dict[str, float]:
+    """Nats per image of the fit that q(volume) costs, under a name, where there are any."""
+    return {} if priced.volume_kl is None else {name: priced.volume_kl}
 
 
 def _numbers(row: Row) -> dict[str, Any]:
@@ -304,6 +315,7 @@ def _numbers(row: Row) -> dict[str, Any]:
     for where, priced in (("common", row.common), ("own", row.own)):
         for name in ("evidence", "bound", "approximation", "remainder"):
             found[f"{name}_{where}"] = float(getattr(priced.budget, name).mean())
+        found |= _volume_kl(priced, f"volume_kl_per_image_{where}")
     return found | {
         "resolution_A": row.result.resolution_A,
         "fsc_05_A": "" if told is None else told.numbers().resolution_05_A,

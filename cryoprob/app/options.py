@@ -77,7 +77,15 @@ Crop = Annotated[
 
 # fit
 
-Family = Annotated[str | None, Option("--family", metavar="NAME", help="Inference: exact-em.")]
+Family = Annotated[
+    str | None,
+    Option(
+        "--family",
+        metavar="NAME",
+        help="Inference: exact-em (default), modal-em, amortized-modal, svi, amortized-vi,"
+        " amortized-local.",
+    ),
+]
 Reference = Annotated[
     Path | None,
     Option("--reference", metavar="MAP", help="Map to start from; without it, from nothing."),

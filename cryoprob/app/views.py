@@ -6,11 +6,13 @@ from torch import Tensor
 from cryoprob.app.posteriors import Directions
 from cryoprob.inference.cells import masses_of
 from cryoprob.inference.compare import gridded
+from cryoprob.inference.e_step import chunks, neighborhood
 from cryoprob.inference.evidence import scores
 from cryoprob.inference.half import Half
 from cryoprob.inference.levels import Level
 from cryoprob.inference.schedule import Schedule
-from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.base import Near
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 from cryoprob.particles import ParticleStack
 
@@ -26,10 +28,12 @@ def family_views(
     model = gridded(half.model, plan, _ORDER, symmetry)
     rotation = model.rotation
     assert isinstance(rotation, RotationGridPrior)
-    if isinstance(half.guide.rotation, Exact):
-        volume = half.guide.volume.coefficients.detach()
+    if half.guide.rotation.enumerates:
+        volume = half.guide.volume.maps
         parts = [p.log_posterior.logsumexp(1) for p in scores(model, volume, stack, index)]
         log_mass = torch.cat(parts)
+        if isinstance(half.guide.rotation, Near):
+            log_mass = _reached(half, model, stack, index, log_mass)
     else:
         like = half.model.noise.sigma2
         band = half.guide.band(half.model)
@@ -41,3 +45,22 @@ def family_views(
     mass = log_mass.exp().float()
     mass = mass.new_zeros(len(mass), len(seen)).index_add_(1, place, mass)
     return Directions(rotation.grid.directions()[seen], mass)
+
+
+def _reached(
+    half: Half, model: ParticleModel, stack: ParticleStack, index: Tensor, log_mass: Tensor
+) -> Tensor:
+    """The masses [n, Q] of the cells that a local search sums over, the others left out."""
+    rotation, inside = model.rotation, torch.zeros_like(log_mass, dtype=torch.bool)
+    assert isinstance(rotation, RotationGridPrior)
+    place = {int(image): row for row, image in enumerate(index)}
+    column = torch.full((len(rotation.grid),), -1).scatter(
+        0, rotation.cells(), torch.arange(log_mass.shape[1])
+    )
+    with torch.no_grad():
+        for images in chunks(model, stack, index):
+            near = neighborhood(model, half.guide, stack, images)
+            rows = torch.tensor([place[int(image)] for image in images.index])
+            at = column[near.cell]
+            inside[rows[near.row][at >= 0], at[at >= 0]] = True
+    return log_mass.masked_fill(~inside, -torch.inf).log_softmax(1)

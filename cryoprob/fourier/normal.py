@@ -14,19 +14,15 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.cells import CORNERS, OFFSETS, PRODUCTS, half_ball, place
+from cryoprob.fourier.modes import mode_weights
 from cryoprob.fourier.slices import Slicer
 from cryoprob.types import Coefficients, Maps, Rotations
 
 __all__ = ["Insertion", "NormalEquations"]
 
-_CORNERS = list(product((0, 1), repeat=3))
-_OFFSETS = [d for d in product((-1, 0, 1), repeat=3) if d >= (0, 0, 0)]
 _CHUNK = 64
 _SLAB, _THIN_SLAB = 16, 4
-_PRODUCTS = [
-    [9 * (a[0] + b[0]) + 3 * (a[1] + b[1]) + a[2] + b[2] for b in _CORNERS] for a in _CORNERS
-]
-"""Which of a cell's 27 moments couples each pair of its corners."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +61,14 @@ class NormalEquations:
         ones = torch.ones_like(self.right)
         return self._couple(ones).real
 
+    def mode_weights(self) -> Tensor:
+        """Diagonal of ``A`` in the unitary Fourier basis of the map, exactly, [D, D, D]."""
+        return mode_weights(self.slicer, self.stencil)
+
     def _couple(self, grid: Tensor) -> Tensor:
         values = torch.stack([grid.real, grid.imag])
         out = values * self.stencil[0]
-        for offset, weight in zip(_OFFSETS[1:], self.stencil[1:], strict=True):
+        for offset, weight in zip(OFFSETS[1:], self.stencil[1:], strict=True):
             here, there = _shifted(offset)
             out[:, *here].addcmul_(weight[here], values[:, *there])
             out[:, *there].addcmul_(weight[here], values[:, *here])
@@ -96,7 +96,7 @@ class Insertion:
         self.slicer = slicer
         self.group = torch.eye(3)[None] if group is None else group
         self._linear = slicer.interpolation == "linear"
-        self._cells, self._row = _half_ball(slicer)
+        self._cells, self._row = half_ball(slicer)
         sums = torch.zeros(0, dtype=slicer.dtype, device=slicer.device)
         self._numerators = sums.new_zeros(len(self._cells), 16 if self._linear else 2)
         self._weights = sums.new_zeros(len(self._cells), 27 if self._linear else 1)
@@ -111,8 +111,8 @@ class Insertion:
     def _add(self, numerator: Coefficients, weight: Tensor, rotations: Rotations) -> None:
         for start in range(0, len(rotations), _CHUNK):
             part = slice(start, start + _CHUNK)
-            corner, f, flipped = self._place(rotations[part])
-            row = self._row.index_select(0, self._cell(corner)).long()
+            cell, f, flipped = place(self.slicer, rotations[part])
+            row = self._row.index_select(0, cell).long()
             self._numerators.index_add_(0, row, self._shares(numerator[part], f, flipped))
             self._weights.index_add_(0, row, self._products(weight[part], f))
 
@@ -128,7 +128,7 @@ class Insertion:
             _add_numerators(cells, right[:, first : first + _SLAB + 1])
         if release:
             del self._numerators
-        stencil = right.new_zeros(len(_OFFSETS), *shape)
+        stencil = right.new_zeros(len(OFFSETS), *shape)
         for first, rows in self._slabs():
             cells = self._laid(self._weights[rows], first, rows)
             _add_couplings(cells, stencil[:, first : first + _SLAB + 1])
@@ -196,19 +196,6 @@ class Insertion:
         rows = _moments(f, weight) if self._linear else weight[None]
         return rows.T.contiguous()
 
-    def _place(self, rotations: Rotations) -> tuple[Tensor, Tensor, Tensor]:
-        """Cells and fractions (x, y, z) [3, points], and where the conjugate was taken [Q, M]."""
-        points, flipped = self.slicer.coordinates(rotations)
-        points = points.reshape(-1, 3).T
-        corner = points.floor() if self._linear else points.round()
-        return corner, points - corner, flipped
-
-    def _cell(self, corner: Tensor) -> Tensor:
-        _, size_y, size_x = self.slicer.grid_shape
-        x, y, z = corner.long().unbind()
-        reach = self.slicer.reach
-        return ((z + reach) * size_y + y + reach) * size_x + x
-
 
 def _corners(f: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
     """Shares of a cell's 8 corners in complex samples, [16, points], for fractions f (x, y, z)."""
@@ -241,23 +228,10 @@ def _roots(moments: Tensor) -> Tensor:
     """
     if moments.shape[1] == 1:
         return moments.sqrt()[..., None]
-    products = torch.tensor(_PRODUCTS, device=moments.device)
+    products = torch.tensor(PRODUCTS, device=moments.device)
     values, vectors = torch.linalg.eigh(moments[:, products])
     roots: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
     return roots
-
-
-def _half_ball(slicer: Slicer) -> tuple[Tensor, Tensor]:
-    """Cells of the grid that points of the band can lie in, ascending, and each cell's place."""
-    reach, device = slicer.reach, slicer.device
-    axis = torch.arange(-reach, reach + 1, device=device) + 0.5
-    square = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis[reach:] ** 2
-    away = 0.9 if slicer.interpolation == "linear" else 1.8  # of a point from its cell's center
-    rim = slicer.pad * (slicer.band.radius + 0.5) + away
-    cells = (square.flatten() <= rim**2).nonzero()[:, 0]
-    row = torch.full((square.numel(),), -1, dtype=torch.int32, device=device)
-    row[cells] = torch.arange(len(cells), dtype=torch.int32, device=device)
-    return cells, row
 
 
 def _add_numerators(cells: Tensor, out: Tensor) -> None:
@@ -265,7 +239,7 @@ def _add_numerators(cells: Tensor, out: Tensor) -> None:
     if len(cells) == 2:
         out[:, : cells.shape[1]] += cells
         return
-    for number, corner in enumerate(_CORNERS):
+    for number, corner in enumerate(CORNERS):
         source, target = _corner_views(corner, min(cells.shape[1], out.shape[1] - corner[0]))
         out[0][target] += cells[number][source]
         out[1][target] += cells[number + 8][source]
@@ -276,12 +250,12 @@ def _add_couplings(cells: Tensor, out: Tensor) -> None:
     if len(cells) == 1:
         out[0, : cells.shape[1]] += cells[0]
         return
-    for a, b in product(_CORNERS, repeat=2):
+    for a, b in product(CORNERS, repeat=2):
         offset = tuple(q - p for p, q in zip(a, b, strict=True))
-        if offset in _OFFSETS:
+        if offset in OFFSETS:
             pz, py, px = (p + q for p, q in zip(a, b, strict=True))
             source, target = _corner_views(a, min(cells.shape[1], out.shape[1] - a[0]))
-            out[_OFFSETS.index(offset)][target] += cells[9 * pz + 3 * py + px][source]
+            out[OFFSETS.index(offset)][target] += cells[9 * pz + 3 * py + px][source]
 
 
 def _corner_views(

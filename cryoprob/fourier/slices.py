@@ -90,7 +90,7 @@ class Slicer:
         """Grid of coefficients, complex, of one map [D, D, D]."""
         box = volume.shape[-1]
         assert box == self.band.box
-        half, full = self._axes
+        half, full = self.axes
         rows = volume.reshape(-1, box) @ torch.view_as_real(half).permute(1, 0, 2).reshape(box, -1)
         x_done = torch.view_as_complex(rows.reshape(box, box, -1, 2))
         y_done = torch.einsum("ky,zyx->zkx", full, x_done)
@@ -98,7 +98,7 @@ class Slicer:
 
     def adjoint_transform(self, grid: Tensor) -> Maps:
         """Adjoint of :meth:`transform` for the real inner product: map [D, D, D] of a grid."""
-        half, full = self._axes
+        half, full = self.axes
         z_done = torch.einsum("kz,kyx->zyx", full.conj(), grid)
         y_done = torch.einsum("ky,zkx->zyx", full.conj(), z_done)
         columns = torch.view_as_real(half).reshape(half.shape[0], -1, 2).permute(0, 2, 1)
@@ -155,10 +155,10 @@ class Slicer:
         return torch.tensor([1.0, 0.0, 0.0], device=self.device, dtype=self.dtype)
 
     @cached_property
-    def _axes(self) -> tuple[Tensor, Tensor]:
-        """Correction, padding and transform of one axis: [K.
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """Correction, padding and transform of one axis, [K, D] complex.
 
-        D] for k = 0..reach and -reach..reach.
+        For x (k = 0..reach, with the factor 1 / D) and for y and z (k = -reach..reach).
         """
         box = self.band.box
         x = torch.arange(box, dtype=torch.float64, device=self.device) - box // 2

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap, mean_of, variance_of
 from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models import sites
@@ -38,19 +39,21 @@ class Objective(ABC):
     kind: str
 
     @abstractmethod
-    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
-        """The objective of each image of the batch, [N], nats."""
+    def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
+        """The objective of each image of the batch, [N], nats; its mean under a law of volumes."""
 
 
 def log_terms(
-    model: ParticleModel, guide: Guide, volume: Tensor, poses: Poses, batch: Batch
+    model: ParticleModel, guide: Guide, volume: AnyMap, poses: Poses, batch: Batch
 ) -> Terms:
     """Log densities of the model's own sites, image by image, at drawn poses.
 
     The model is run under Pyro's handlers as it is; whatever sites it has inside the particle
-    plate count, the given ones (``Known``) excepted.
+    plate count, the given ones (``Known``) excepted. Under a law of volumes the likelihood is its
+    mean, exactly.
     """
-    values = {sites.VOLUME: volume, sites.ROTATION: poses.rotation, sites.SHIFT: poses.shift}
+    values = {sites.ROTATION: poses.rotation, sites.SHIFT: poses.shift}
+    values[sites.VOLUME] = mean_of(volume)
     trace = poutine.trace(poutine.condition(model, values)).get_trace(batch)
     given = {
         site
@@ -65,6 +68,9 @@ def log_terms(
         found = law.log_prob(node["value"])
         if name == sites.IMAGE:
             likelihood = likelihood + found
+            variance = variance_of(volume, model.linear_volume.slicer, poses.rotation)
+            if variance is not None:
+                likelihood = likelihood - law.log_prob_lost(variance)
         else:
             prior = prior + found
     return Terms(prior, likelihood)

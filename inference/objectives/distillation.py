@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from cryoprob.checks import require
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.models.particle_model import ParticleModel
@@ -31,7 +32,7 @@ class Distillation(Objective):
         require(fits, "posterior draws", expected="[N, S, 3, 3] and [N, S, 2]", got=got)
         self.rotation, self.shift = rotation, shift
 
-    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """Mean log q at each image's draws, [N]."""
         guide.forget()
         index = batch.index.to(self.rotation.device)

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from cryoprob.checks import require
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.base import Objective, log_terms
 from cryoprob.models.particle_model import ParticleModel
@@ -38,7 +39,7 @@ class Elbo(Objective):
         require(beta > 0, "beta", expected="a positive weight", got=f"{beta:g}")
         self.draws, self.beta = draws, beta
 
-    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The bound of each image, [N]."""
         require(
             guide.kind != "profile_log_joint",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.checks import require
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.base import Objective, log_terms
 from cryoprob.models.particle_model import ParticleModel
@@ -29,7 +30,7 @@ class Iwae(Objective):
         require(draws > 0, "draws", expected="a positive number", got=str(draws))
         self.draws = draws
 
-    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The bound of each image, [N].
 
         Raises

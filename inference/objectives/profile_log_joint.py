@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from cryoprob.checks import require
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.base import Objective, log_terms
 from cryoprob.models.particle_model import ParticleModel
@@ -20,7 +21,7 @@ class ProfileLogJoint(Objective):
 
     kind = "profile_log_joint"
 
-    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The log joint of each image, [N].
 
         Raises

@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap, mean_of
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.models import sites
@@ -20,16 +21,17 @@ class Sleep(Objective):
     """``log q(pose | image)`` at poses and images that the model draws: never short of data.
 
     Its optimum over all q is the exact posterior (``E KL(p || q)``, inclusive: q covers all modes,
-    where the ELBO's picks one). The real images lend only their CTFs and noise. Hinton et al.
-    1995 (wake-sleep); Le et al. 2019, "Revisiting reweighted wake-sleep".
+    where the ELBO's picks one). The real images lend only their CTFs and noise; of a law
+    of volumes the mean is imaged. Hinton et al. 1995 (wake-sleep); Le et al. 2019, "Revisiting
+    reweighted wake-sleep".
     """
 
     kind = "inclusive"
 
-    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """Log q at the drawn poses, [N]."""
         with torch.no_grad():
-            free = poutine.condition(poutine.uncondition(model), {sites.VOLUME: volume})
+            free = poutine.condition(poutine.uncondition(model), {sites.VOLUME: mean_of(volume)})
             nodes: Any = poutine.trace(free).get_trace(batch).nodes
         rotation, shift, image = (
             nodes[site]["value"] for site in (sites.ROTATION, sites.SHIFT, sites.IMAGE)

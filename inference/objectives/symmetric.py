@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.objectives.base import Objective, log_terms
 from cryoprob.models.particle_model import ParticleModel
@@ -40,7 +41,7 @@ class Symmetric(Objective):
     def __init__(self, *, smooth: bool = False) -> None:
         self.smooth = smooth
 
-    def __call__(self, model: ParticleModel, guide: Guide, volume: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The objective of each image, [N]."""
         ratios = []
         for poses in (guide.draw(batch, 1), _turned_back(guide.draw(turned(batch), 1))):

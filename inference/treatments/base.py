@@ -1,14 +1,17 @@
 """How one site of the model is treated by inference."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import pyro
 from torch import Tensor, nn
 
+from cryoprob.checks import require
+from cryoprob.inference.candidates import Keep
 from cryoprob.inference.laws.base import Draws, Law
 from cryoprob.particles import Batch
 
-__all__ = ["Drawn", "Lawful", "Treatment"]
+__all__ = ["Drawn", "Lawful", "Near", "Treatment"]
 
 
 class Treatment(nn.Module, ABC):
@@ -25,9 +28,54 @@ class Treatment(nn.Module, ABC):
     enumerates: bool = False
     searches: bool = False
 
+    @property
+    def lawful(self) -> "Lawful | None":
+        """The law behind it that inclusive objectives train, or None."""
+        return None
+
     @abstractmethod
     def forward(self, site: str, batch: Batch) -> None:
         """Sample the site in the guide (inside the particle plate for local sites)."""
+
+
+class Near(Treatment):
+    """The exact posterior on the grid cells near some values of each image.
+
+    Parameters
+    ----------
+    radius
+        Degrees for rotations, Angstrom for shifts.
+    block_bytes
+        Memory of one block of scores.
+
+    Attributes
+    ----------
+    keep
+        What goes on from each coarser grid to the next, from that of ``coarse_order`` on; None
+        looks at all cells near of the finest one.
+
+    Raises
+    ------
+    InputError
+        If the radius is not positive.
+    """
+
+    enumerates = True
+    searches = True
+    keep: Keep | None = None
+    coarse_order: int = 0
+
+    def __init__(self, radius: float, block_bytes: int) -> None:
+        super().__init__()
+        require(radius > 0, "radius of the local search", expected="> 0", got=str(radius))
+        self.radius, self.block_bytes = radius, block_bytes
+
+    @abstractmethod
+    def near(self, index: Tensor, look: Callable[[], Batch]) -> Tensor:
+        """Values [M, n, *event] of images ``index`` [n]; ``look`` gives their batch."""
+
+    def forward(self, site: str, batch: Batch) -> None:
+        """Nothing: the streamed E-step restricts the enumeration."""
 
 
 class Drawn(Treatment):
@@ -65,6 +113,11 @@ class Lawful(Drawn):
     def __init__(self, law: Law) -> None:
         super().__init__()
         self.law, self.has_density, self.heads = law, law.has_density, law.heads
+
+    @property
+    def lawful(self) -> "Lawful":
+        """Itself."""
+        return self
 
     @abstractmethod
     def numbers_of(self, batch: Batch) -> Tensor:

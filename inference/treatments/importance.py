@@ -4,7 +4,7 @@ from torch import Tensor
 
 from cryoprob.checks import require
 from cryoprob.inference.laws.base import Draws
-from cryoprob.inference.treatments.base import Drawn
+from cryoprob.inference.treatments.base import Drawn, Lawful
 from cryoprob.particles import Batch
 
 __all__ = ["Importance"]
@@ -36,6 +36,11 @@ class Importance(Drawn):
         require(proposal.has_density, "proposal", expected="one with a density", got=got)
         require(draws > 0, "draws", expected="a positive number", got=str(draws))
         self.proposal, self.draws, self.heads = proposal, draws, proposal.heads
+
+    @property
+    def lawful(self) -> Lawful | None:
+        """What learns."""
+        return self.proposal.lawful
 
     def forward(self, site: str, batch: Batch) -> None:
         """The proposal."""

@@ -1,15 +1,16 @@
 """The exact posterior near given values: local search around poses of an earlier fit."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from cryoprob.checks import require
-from cryoprob.inference.treatments.base import Treatment
+from cryoprob.inference.treatments.base import Near
 from cryoprob.particles import Batch
 
 __all__ = ["Local"]
 
 
-class Local(Treatment):
+class Local(Near):
     """The exact posterior on the grid cells near given values (local search).
 
     Parameters
@@ -20,15 +21,12 @@ class Local(Treatment):
         Degrees for rotations, Angstrom for shifts.
     """
 
-    enumerates = True
-    searches = True
     values: Tensor
 
     def __init__(self, values: Tensor, radius: float, *, block_bytes: int = 2**23) -> None:
-        super().__init__()
-        require(radius > 0, "radius of the local search", expected="> 0", got=str(radius))
+        super().__init__(radius, block_bytes)
         self.register_buffer("values", values, persistent=False)
-        self.radius, self.block_bytes = radius, block_bytes
 
-    def forward(self, site: str, batch: Batch) -> None:
-        """Nothing: the streamed E-step restricts the enumeration."""
+    def near(self, index: Tensor, look: Callable[[], Batch]) -> Tensor:
+        """The given values, [1, n, *event]."""
+        return self.values[index][None]

@@ -6,6 +6,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from cryoprob.checks import InputError, require
+from cryoprob.inference.bounds import Bound
 from cryoprob.inference.laws.base import Draws
 from cryoprob.inference.treatments.base import Drawn
 from cryoprob.particles import Batch
@@ -41,6 +42,7 @@ class Modal(Drawn):
     searches = True
     has_density = False
     values: Tensor
+    bound: Bound | None
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class Modal(Drawn):
         require(beam is None or beam > 0, "beam", expected="a positive number", got=str(beam))
         require(polish >= 0, "polish", expected="0 or more steps", got=str(polish))
         self.beam, self.coarse_order, self.polish = beam, coarse_order, polish
-        self.block_bytes = block_bytes
+        self.block_bytes, self.bound = block_bytes, None
         self.register_buffer("values", torch.zeros(0), persistent=False)
 
     def note(self, index: Tensor, found: Tensor, total: int) -> None:

@@ -2,15 +2,14 @@
 
 import pyro
 from pyro.distributions import Delta
-from torch import Tensor, nn
 
-from cryoprob.inference.treatments.base import Treatment
+from cryoprob.inference.treatments.volume import VolumeTreatment
 from cryoprob.particles import Batch
 
 __all__ = ["Point"]
 
 
-class Point(Treatment):
+class Point(VolumeTreatment):
     """q(volume) = Dirac at :attr:`coefficients`.
 
     Parameters
@@ -18,10 +17,6 @@ class Point(Treatment):
     coefficients
         Start value of the ``volume`` site.
     """
-
-    def __init__(self, coefficients: Tensor) -> None:
-        super().__init__()
-        self.coefficients = nn.Parameter(coefficients.clone())
 
     def forward(self, site: str, batch: Batch) -> None:
         """A Dirac at the parameter."""

@@ -1,57 +1,43 @@
 """A map on a voxel grid with a radial Gaussian prior in Fourier space, sliced in a padded grid."""
 
 from collections.abc import Callable
-from math import pi
 from typing import Self
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from cryoprob.checks import require
 from cryoprob.fourier.bands import full_band
-from cryoprob.fourier.shells import shell_counts, shell_sum, spread
+from cryoprob.fourier.shells import spread
 from cryoprob.fourier.slices import Slicer
-from cryoprob.fourier.transforms import fft3, ifft3
 from cryoprob.models.volumes.base import LinearVolume
+from cryoprob.models.volumes.fourier_gaussian import FourierGaussian
 from cryoprob.types import Coefficients, Maps, Rotations, Sizes
 
 __all__ = ["FourierVoxels", "SpectralGaussian"]
 
 
-class SpectralGaussian(TorchDistribution):
+class SpectralGaussian(FourierGaussian):
     """Gaussian maps [D, D, D], independent in Fourier space, of variance ``tau2`` [S] per shell.
 
     ``tau2`` is the mean of |V_k|^2 of the unitary transform; the density is that of the D^3
     voxels. Scheres 2012 (RELION), eq. 6, with the variance of the whole coefficient.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.independent(constraints.real, 3)
-
     def __init__(self, tau2: Tensor, box: int, shape: Sizes = ()) -> None:
         self.tau2, self.box = tau2, box
-        super().__init__(torch.Size(shape), torch.Size([box] * 3), validate_args=False)
+        super().__init__(tau2.new_zeros(()), tau2.new_zeros(()).expand([box] * 3), shape)
+
+    @property
+    def spectrum(self) -> Tensor:
+        """``tau2`` laid out on the transform, [D, D, D]; only where it is asked for."""
+        return spread(self.tau2, self.box)
 
     def expand(
-        self, batch_shape: Sizes, _instance: "SpectralGaussian | None" = None
+        self, batch_shape: Sizes, _instance: "FourierGaussian | None" = None
     ) -> "SpectralGaussian":
         """The same law of a batch of maps: one map of each particle of an estimator."""
         return SpectralGaussian(self.tau2, self.box, batch_shape)
-
-    def rsample(self, sample_shape: Sizes = torch.Size()) -> Maps:
-        """Draw maps, [*sample, *batch, D, D, D]."""
-        shape = self._extended_shape(sample_shape)
-        white = torch.randn(shape, dtype=self.tau2.dtype).to(self.tau2.device)
-        return ifft3(fft3(white) * spread(self.tau2, self.box).sqrt()).real
-
-    def log_prob(self, value: Maps) -> Tensor:
-        """Log density in nats of maps [*, D, D, D], [*batch]."""
-        power = shell_sum(fft3(value).abs() ** 2)
-        counts = shell_counts(self.box).to(self.tau2)
-        found = -(power / self.tau2 + counts * torch.log(2 * pi * self.tau2)).sum(-1) / 2
-        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
 
 class FourierVoxels(LinearVolume):

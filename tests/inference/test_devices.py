@@ -11,6 +11,7 @@ from pyro.infer import TraceEnum_ELBO
 
 from cryoprob.checks import InputError
 from cryoprob.fourier.normal import Insertion
+from cryoprob.fourier.shells import spread
 from cryoprob.geometry.grids import RotationGrid
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.geometry.shifts import ShiftGrid
@@ -38,6 +39,7 @@ from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.gaussian_volume import GaussianVolume
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
 from cryoprob.inference.treatments.point import Point
@@ -264,6 +266,22 @@ def test_m_step(exact, device):
         buffers = dict(problem.model.named_buffers()).values()
         results.append([solution.volume, solution.weight, draw, first, *buffers])
     for found, wanted in zip(*results, strict=True):
+        agree(found, wanted)
+
+
+@pytest.mark.parametrize("route", ["dense", "pruned", "known"])
+def test_a_law_of_the_volume(route, device):
+    results = []
+    for problem in pair(device, n=3, order=1, refine=1):
+        one, tau2 = guide(problem, route), problem.model.volume.tau2
+        one.volume = GaussianVolume(problem.volume, spread(tau2 / 9, 8))
+        statistics = e_step(problem.model, one, problem.stack)
+        one.volume.observe(statistics.insertion.equations())
+        one.volume.settle(tau2)
+        kl = one.volume.kl(problem.model.volume.prior())
+        results.append((statistics, one.volume.variance.detach(), kl.detach()))
+    agree_statistics(results[0][0], results[1][0])
+    for found, wanted in zip(results[0][1:], results[1][1:], strict=True):
         agree(found, wanted)
 
 

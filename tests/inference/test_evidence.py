@@ -9,7 +9,7 @@ from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.build import build_model, image_power
 from cryoprob.inference.cells import CellMasses, law_masses
 from cryoprob.inference.compare import gridded
-from cryoprob.inference.config import FAMILIES
+from cryoprob.inference.config import FAMILIES, HYBRIDS
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.evidence import budget, discretization, prices, scores
 from cryoprob.inference.families import Recipe, family
@@ -228,7 +228,7 @@ def ribosome(data):
     return stack, crop_map(volume, 16).double()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + HYBRIDS)
 @pytest.mark.parametrize("source", ["adk", "ribosome"])
 def test_the_identity_for_every_family(source, name, request):
     """evidence = bound + approximation + remainder, to 1e-4 nats and far below, trained or not."""

@@ -2,15 +2,17 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 from brute_force import BruteForce
 from problems import make_problem, some_map
+from pyro.infer import TraceEnum_ELBO
 from scipy import stats
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import Insertion
-from cryoprob.fourier.shells import shell_index_3d, shell_mean
+from cryoprob.fourier.shells import shell_index_3d, shell_mean, spread
 from cryoprob.fourier.transforms import fft3, ifft3
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.e_step import e_step
@@ -80,6 +82,25 @@ def test_a_hasty_m_step_never_lowers_it_either():
     # conjugate gradients from the old map climb at each of their steps
     gains = course(scattered(), max_iterations=2).diff()
     assert float(gains.min()) > -1e-9 and float(gains.sum()) > 10
+
+
+def test_gradient_em_is_a_step_up_the_gradient_of_pyros_own_objective():
+    # Fisher's identity: d log p(X | V) = E[d log p(X, poses | V)] at the posterior of the same V
+    problem = scattered()
+    start, tau2 = problem.guide.volume.coefficients, problem.model.volume.tau2
+    with pyro.poutine.block():
+        loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+            problem.model, problem.guide, problem.batch
+        )
+    (gradient,) = torch.autograd.grad(-loss, start)
+    equations = e_step(problem.model, problem.guide, problem.stack).insertion.equations()
+    moved = solve_volume(equations, tau2, start.data, tolerance=0.0, max_iterations=1)
+    weight = moved.weight + 1 / spread(tau2, 8) + 0.03 * moved.weight.mean()
+    direction = ifft3(fft3(gradient) / weight).real
+    step = moved.volume - start.data
+    length = (step * direction).sum() / direction.square().sum()
+    assert float(length) > 0
+    torch.testing.assert_close(step, length * direction, rtol=0, atol=1e-9 * float(step.norm()))
 
 
 def test_single_precision_em():

@@ -79,6 +79,29 @@ def test_the_table_twice(experiment, tmp_path, capsys):
     two = content["families"]["modal-em"]["common"]["evidence"]
     assert one["common"]["evidence"] == pytest.approx(two, abs=1e-9)
     assert [row.family.name for row in first] == ["exact-em", "modal-em"]
+    assert "volume_kl" not in before + (tmp_path / "families.csv").read_text()
+
+
+def test_a_law_of_the_map_has_a_line_of_its_own(experiment, tmp_path, capsys):
+    """Its divergence, per image of the fit, in the tables and in both files; none for a point."""
+    plan = replace(QUICK, volume="gaussian", max_iterations=1)
+    chosen = Setting(replace(config(experiment), schedule=plan), ("exact-em", "modal-em"), 5, 1)
+    one, two = run_compare(chosen, tmp_path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "less KL V = KL(q(V) || p(V)), here per image" in out and out.count("KL V") >= 3
+    for row in (one, two):
+        half = row.half
+        kl = float(half.guide.volume.kl(half.model.volume.prior()).detach()) / 30
+        assert row.own.volume_kl == pytest.approx(kl, rel=1e-6)
+    assert one.own.volume_kl == one.common.volume_kl == two.common.volume_kl
+    content = json.loads((tmp_path / "gaps.json").read_text())["families"]["modal-em"]
+    assert content["own"]["volume_kl_per_image"] == two.own.volume_kl
+    # at one law of volumes there is one evidence, whatever the family
+    shared = json.loads((tmp_path / "gaps.json").read_text())["families"]["exact-em"]["common"]
+    assert shared["evidence"] == pytest.approx(content["common"]["evidence"], abs=1e-9)
+    head, first, _ = (tmp_path / "families.csv").read_text().splitlines()
+    found = dict(zip(head.split(","), first.split(","), strict=True))
+    assert float(found["volume_kl_per_image_own"]) == one.own.volume_kl
 
 
 def test_the_peak_of_memory():

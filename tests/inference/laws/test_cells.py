@@ -49,9 +49,10 @@ def test_density_is_normalized_on_a_finer_grid(generator):
     assert float(found) == pytest.approx(1, abs=1e-2)
 
 
-def test_one_cell_is_normalized_wherever_its_mode_is():
+@pytest.mark.parametrize("dof", [1, 2, 8, 30])
+def test_one_cell_is_normalized_wherever_its_mode_is(dof):
     """By its angle alone: the density is a function of the angle from the mode."""
-    law = Cells(0, width_deg=3.0)
+    law = Cells(0, width_deg=3.0, dof=dof)
     spread = law(one_cell(law, 17, (1.0, -0.7, 0.4)))
     mode = spread.modes(torch.tensor(17))
     angle = torch.linspace(0, torch.pi, 20001, dtype=F64)
@@ -63,7 +64,7 @@ def test_one_cell_is_normalized_wherever_its_mode_is():
 
 
 def test_uniform_at_the_widest(generator):
-    law = Cells(0)
+    law = Cells(0, dof=1)
     numbers = some_numbers(law, generator).unflatten(-1, (-1, 5))
     numbers[..., 4] = 50.0
     assert law(numbers.flatten()).log_prob(rotations(20)).abs().max() < 1e-9
@@ -74,8 +75,9 @@ def test_draws_follow_the_density(generator, false_alarm):
     assert fit(law(some_numbers(law, generator))) > false_alarm
 
 
-def test_draws_of_a_cell_follow_its_density(false_alarm):
-    law = Cells(0, width_deg=60.0)
+@pytest.mark.parametrize("dof", [1, 8])
+def test_draws_of_a_cell_follow_its_density(dof, false_alarm):
+    law = Cells(0, width_deg=60.0, dof=dof)
     assert fit(law(one_cell(law, 31, (0.8, 0.2, -1.0)))) > false_alarm
 
 
@@ -166,7 +168,7 @@ def test_single_precision(generator):
     assert torch.allclose(found.double(), wanted, atol=1e-2)
 
 
-@pytest.mark.parametrize("bad", [{"heads": 0}, {"heads": 73}, {"width_deg": 90.0}])
+@pytest.mark.parametrize("bad", [{"heads": 0}, {"heads": 73}, {"width_deg": 90.0}, {"dof": 0}])
 def test_impossible_laws(bad):
     with pytest.raises(InputError):
         Cells(0, **bad)

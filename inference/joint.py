@@ -1,0 +1,219 @@
+"""Map and q raised together by gradient steps on minibatches, from nothing or from a map.
+
+How autoencoders are trained, and variational ones; no search, no M-step. The band grows with the
+steps, and the noise starts at the images' power and follows the residual, so that the likelihood
+is tempered while the map explains little and sharpens by itself.
+"""
+
+from dataclasses import dataclass, field
+from math import cos, pi
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam
+
+from cryoprob.fourier.bands import full_band
+from cryoprob.inference.half import Half, pack_half, unpack_half
+from cryoprob.inference.learn import check_finite, local_parameters, seeded, trained
+from cryoprob.inference.objectives.base import Objective
+from cryoprob.inference.solvent import Solvent
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.particles import ParticleStack
+
+__all__ = ["Joint", "JointState", "follow"]
+
+_RECORD = 50
+_MARCHING = 0.6
+_NOISE_RATE = 0.1
+_STEEPEST = 100.0
+_LEAST = 2e-3
+"""Of the images' power: the least noise, for images that have none."""
+
+_PLAIN = ("iteration", "done", "history")
+
+
+@dataclass(eq=False)
+class JointState:
+    """Where the training stands.
+
+    Attributes
+    ----------
+    half
+        Model, guide and images; the optimizer's state between steps.
+    iteration
+        Records so far, each of 50 gradient steps.
+    """
+
+    half: Half
+    iteration: int = 0
+    done: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def pack(self) -> dict[str, Any]:
+        """Everything a checkpoint needs, as tensors and plain values."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return {**plain, "half": pack_half(self.half)}
+
+    def unpack(self, content: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint; the half's parts are there already."""
+        for name in _PLAIN:
+            setattr(self, name, content[name])
+        unpack_half(self.half, content["half"])
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Gradient EM of a guide whose poses are laws: one Adam for the map and for q.
+
+    Parameters
+    ----------
+    objective
+        What is raised, with the log prior of the map: ``Elbo``, ``Iwae``, ``ProfileLogJoint`` or
+        ``Symmetric``.
+    seed
+        Of the minibatches, of the draws, and of the first map where the given one is zero.
+    steps
+        Gradient steps in all.
+    batch
+        Images of each.
+    rate, map_rate
+        Of Adam: for q, and for voxels in units of their usual size.
+    first_radius, radius
+        Largest shell at the start, and after 60 % of the steps.
+    noise
+        Whether noise spectra follow the residual.
+
+    Notes
+    -----
+    Zhong et al. 2020 (cryoDRGN) and Levy et al. 2022 (CryoAI) train so, at a fixed noise level
+    and with networks as volumes.
+    """
+
+    objective: Objective
+    seed: int
+    steps: int = 3000
+    batch: int = 64
+    rate: float = 1e-3
+    map_rate: float = 0.05
+    first_radius: int = 3
+    radius: int = 10
+    noise: bool = True
+
+    def step(self, state: JointState, stack: ParticleStack) -> dict[str, Any]:
+        """Fifty gradient steps; returns (and appends) their record."""
+        began, half = perf_counter(), state.half
+        first = state.iteration * _RECORD
+        count = min(_RECORD, self.steps - first)
+        with seeded(self.seed * 100003 + state.iteration), trained(half):
+            if state.iteration == 0:
+                self._scatter(half)
+            optimizer = self._optimizer(half)
+            values = [
+                self._gradient_step(half, stack, optimizer, first + n, n % 10 == 0)
+                for n in range(count)
+            ]
+        half.optimizer = optimizer.state_dict()
+        state.iteration += 1
+        state.done = state.iteration * _RECORD >= self.steps
+        record = self._record(state, torch.stack(values), count)
+        state.history.append(record)
+        return {**record, "seconds": perf_counter() - began}
+
+    def _optimizer(self, half: Half) -> Adam:
+        free = {"params": local_parameters(half.guide)}
+        optimizer = Adam([free, {"params": [half.guide.volume.coefficients]}])
+        if half.optimizer:
+            optimizer.load_state_dict(half.optimizer)
+        return optimizer
+
+    def _scatter(self, half: Half) -> None:
+        """Start at small random density where there is none."""
+        voxels = half.guide.volume.coefficients.data
+        if not voxels.any():
+            white = torch.randn(voxels.shape, dtype=torch.float64).to(voxels)
+            voxels.copy_(Solvent("sphere")(white * (0.05 * _usual(half.model)), 1.0))
+
+    def _gradient_step(
+        self, half: Half, stack: ParticleStack, optimizer: Adam, step: int, noise: bool
+    ) -> Tensor:
+        """One step up the mean objective, the map's prior shared out among the images."""
+        model, guide = half.model, half.guide
+        self._schedule(model, optimizer, step)
+        like = model.noise.sigma2
+        index = half.index[torch.randint(len(half.index), (self.batch,))]
+        batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
+        sigma2 = like.requires_grad_(noise and self.noise)
+        value = self.objective(model, guide, guide.volume.coefficients, batch)
+        check_finite(value, index, stack.image_names, f"gradient step {step + 1}")
+        prior = model.volume.prior().log_prob(guide.volume.coefficients) / len(half.index)
+        optimizer.zero_grad()
+        (-value.mean() - prior).backward()  # type: ignore[no-untyped-call]
+        clip_grad_norm_(local_parameters(guide), _STEEPEST, error_if_nonfinite=True)
+        optimizer.step()
+        guide.forget()
+        voxels = guide.volume.coefficients
+        voxels.data = Solvent("sphere")(voxels.data, model.pixel_size)
+        gradient = sigma2.grad
+        model.noise.sigma2 = sigma2.detach()
+        if gradient is not None:
+            count = torch.bincount(batch.group, minlength=len(sigma2))
+            follow(model, -gradient, count, _NOISE_RATE)
+        return value.detach().mean()
+
+    def _schedule(self, model: ParticleModel, optimizer: Adam, step: int) -> None:
+        """Band and rates of a step: the band grows first, then the rates fall to zero."""
+        share = step / self.steps
+        growth = (self.radius - self.first_radius) * min(1.0, share / _MARCHING)
+        radius = self.first_radius + int(growth)
+        if radius != model.band.radius:
+            model.linear_volume.set_band(radius)
+        late = max(0.0, (share - _MARCHING) / (1 - _MARCHING))
+        fall = (1 + cos(pi * late)) / 2
+        rates = self.rate, self.map_rate * _usual(model)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * fall
+
+    def _record(self, state: JointState, values: Tensor, count: int) -> dict[str, Any]:
+        band = state.half.model.band
+        return {
+            "iteration": state.iteration,
+            "bound": float(values.mean()),
+            "kind": f"{self.objective.kind}, nats per image, full band",
+            "resolution_A": band.box * state.half.model.pixel_size / band.radius,
+            "radius": band.radius,
+            "order": 0,
+            "images": count * self.batch,
+        }
+
+
+def _usual(model: ParticleModel) -> float:
+    """The usual size of a voxel: the prior's standard deviation at low frequencies."""
+    return float(model.linear_volume.tau2[1:6].mean().sqrt())
+
+
+def follow(model: ParticleModel, gradient: Tensor, count: Tensor, rate: float) -> None:
+    """Move noise spectra toward the residual that the objective's own gradient tells of.
+
+    ``d log p / d sigma2 = (residual / sigma2 - numbers) / (2 sigma2)`` for each image and shell,
+    whatever weights the objective gives its draws.
+
+    Parameters
+    ----------
+    gradient
+        Of the mean objective of a batch in sigma2, [G, S].
+    count
+        Images of each group in it, [G].
+    rate
+        Part of the way, geometric.
+    """
+    sigma2 = model.noise.sigma2
+    numbers = full_band(model.band.box).numbers_per_shell().to(sigma2)
+    share = (count / count.sum()).to(sigma2)[:, None].clamp(min=1e-12)
+    found = sigma2 * (1 + 2 * sigma2 * gradient / (share * numbers.clamp(min=1)))
+    found = found.clamp(min=_LEAST * model.band.box * float(model.linear_volume.tau2.mean()))
+    seen = count > 0
+    mixed = torch.exp((1 - rate) * sigma2.log() + rate * found.log())
+    sigma2[seen] = mixed[seen]
