@@ -112,6 +112,8 @@ class Cells(Bound):
         scored, power = len(block.shells), block.power[:, None]
         above = power - floor(power, block.left)
         total = (above[..., scored:].sum(2) / 2)[block.image]
+        if not block.left[..., :scored].any():
+            return total.add_(block.gain())
         for number, shell in enumerate(block.shells):
             whole, left = power[block.image, :, number], block.left[block.image, :, number]
             total += (whole - floor(whole - 2 * block.gain(shell), left)) / 2

@@ -1,25 +1,24 @@
 """Branch and bound with frequency marching: the best pose of a grid, by giving up sets of poses.
 
-Grids are searched from coarse to fine, each in a wider band, and the finest one in two. Poses are
-held by families: an image, a shift cell, and eight sibling rotation cells. A family goes on while
-an upper bound of its log joint (:mod:`cryoprob.inference.bounds`) reaches the best pose known.
+Grids are searched from coarse to fine in growing bands, the finest one in a part of the band and
+then in all of it. A set of poses goes on while an upper bound of its log joint
+(:mod:`cryoprob.inference.bounds`) reaches the best pose known: of the finest grid where the bound
+speaks for whole cells, of the same grid where it speaks for their centers.
 
 Sources: Zhong et al. 2020 (cryoDRGN), algorithm 1; Punjani et al. 2017, Nat. Methods 14, 290.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from cryoprob.fourier.gaussian_map import AnyMap
-from cryoprob.geometry.grids import RotationGrid
-from cryoprob.inference.bounds import Block, Bound, Points
-from cryoprob.inference.dense import blocks
+from cryoprob.inference.bounded_steps import Open, Step, Task, Top
+from cryoprob.inference.bounds import Bound
 from cryoprob.inference.filtered import Filtered
-from cryoprob.inference.left_out import LeftOut, shells_of
+from cryoprob.inference.left_out import shells_of
 from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.regions import Source
 from cryoprob.inference.statistics import reals
@@ -59,158 +58,6 @@ class Best:
         return Best(*mine)
 
 
-@dataclass(frozen=True, eq=False)
-class _Open:
-    """Families of a step's poses [K] (int32), and the upper bound of each."""
-
-    row: Tensor
-    shift: Tensor
-    family: Tensor
-    bound: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        step: "_Step",
-        row: Tensor,
-        shift: Tensor,
-        cells: Tensor,
-        upper: Tensor,
-        least: Tensor | None,
-    ) -> "_Open":
-        """Those of a block of bounds [k, C] that reach what their images ask for."""
-        bound = upper.unflatten(1, (-1, 8)).amax(2)
-        lowest = -torch.inf if least is None else least[row, None]
-        place, eight = (bound.ge(lowest) & (bound > -torch.inf)).nonzero(as_tuple=True)
-        family = _families(step.level.rotation.order, cells)[eight]
-        found = row[place].int(), shift[place].int(), family.int()
-        return cls(*found, bound[place, eight])
-
-    @classmethod
-    def nothing(cls, like: Tensor) -> "_Open":
-        none = like.new_zeros(0)
-        return cls(none.int(), none.int(), none.int(), none)
-
-    @classmethod
-    def all(cls, parts: "list[_Open]") -> "_Open":
-        """Several as one."""
-        names = ("row", "shift", "family", "bound")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
-    def take(self, part: Tensor) -> "_Open":
-        """Some of them."""
-        return _Open(self.row[part], self.shift[part], self.family[part], self.bound[part])
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """Pairs of image and shift cell [k] to be scored against rotation cells [C]."""
-
-    cells: Tensor
-    row: Tensor
-    shift: Tensor
-
-
-class _Step:
-    """One grid, scored in one band: the first of ``chain``, which goes on to the finest grid."""
-
-    def __init__(
-        self, model: ParticleModel, whole: Source, bound: Bound, chain: list[Level]
-    ) -> None:
-        self.level, finest, radius = chain[0], chain[-1], chain[0].radius
-        self.on_finest = len(chain) == 1
-        self.last = self.on_finest and radius == model.band.radius
-        self.bound = Points() if self.last else bound
-        narrow = model.linear_volume.slicer_at(radius)
-        self.source = whole if self.bound.inside else Source.of(whole.volume, narrow)
-        self.left = LeftOut.of(model, whole, chain) if self.bound.inside else None
-        band, self.points = narrow.band, self.level.shift.points()
-        self.shells, self.share = shells_of(band), len(band) / len(model.band)
-        self.phase = shift_phase(band, self.points, model.pixel_size).conj().resolve_conj()
-        below = finest.shift.log_mass().view(len(self.points), -1).amax(1)
-        here = finest.shift.log_mass(self.points)
-        self.log_prior = (below if self.bound.inside else here) + finest.rotation.log_mass
-        self.support = _support(chain)
-
-    def everything(self, rows: Tensor) -> Iterator[_Task]:
-        """All poses of the grid, for some images."""
-        shifts = torch.arange(len(self.points), device=rows.device)
-        row, shift = rows.repeat_interleave(len(shifts)), shifts.repeat(len(rows))
-        families = torch.arange(len(self.support) // 8, device=rows.device)
-        for part in families.split(8):
-            cells = _siblings(self.level.rotation.order, part).flatten()
-            yield _Task(cells, row, shift)
-
-    def tasks(self, found: _Open, order: int) -> Iterator[_Task]:
-        """The poses of open families of rotation order ``order``, or their children."""
-        found = found.take(torch.argsort(found.family, stable=True))
-        families, counts = torch.unique_consecutive(found.family.long(), return_counts=True)
-        pairs = (pair.long().split(counts.tolist()) for pair in (found.row, found.shift))
-        parts = zip(families, *pairs, strict=True)
-        for family, row, shift in parts:
-            cells = _siblings(order, family)
-            if order < self.level.rotation.order:
-                cells = RotationGrid(order).children(cells).flatten()
-                row = row.repeat_interleave(4)
-                shift = self.level.shift.grid.children(shift).flatten()
-            yield _Task(cells, row, shift)
-
-    def upper(
-        self, task: _Task, images: Filtered, power: Tensor, block_bytes: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows and shifts [k] of a task, and upper bounds of their log joint [k, C], by blocks."""
-        slices, energy = self.source.look(self.level.rotation.matrices(task.cells))
-        if not self.on_finest:  # of the mean map alone, from which other poses are measured
-            energy = slices.abs().square().div_(2)
-        who, image = task.row.unique(return_inverse=True)
-        transfer, closed, left = images.transfer[who], ~self.support[task.cells], None
-        if self.left is not None:
-            left = self.left.norms(transfer, task.cells, slices)
-        inside = self.phase.shape[1]
-        block = partial(
-            Block,
-            slices=slices[:, :inside],
-            energy=energy[:, :inside],
-            transfer=transfer[:, :inside],
-            power=power[who],
-            shells=self.shells,
-            left=left,
-        )
-        size = max(1, block_bytes // (4 * (len(task.cells) + 2 * inside)))
-        for part in blocks(len(task.row), size):
-            row, shift = task.row[part], task.shift[part]
-            filtered = images.image[row, :inside] * self.phase[shift]
-            found = self.bound.upper(block(filtered=filtered, image=image[part]))
-            found += self.log_prior[shift, None]
-            yield row, shift, found.masked_fill_(closed, -torch.inf)
-
-
-@dataclass(frozen=True, eq=False)
-class _Top:
-    """The best bound seen of each image, [n], with its cells."""
-
-    value: Tensor
-    cell: Tensor
-    shift: Tensor
-
-    @classmethod
-    def of(cls, like: Tensor) -> "_Top":
-        nowhere = torch.zeros_like(like[:, 0], dtype=torch.long)
-        return cls(torch.full_like(like[:, 0], -torch.inf), nowhere, nowhere.clone())
-
-    def see(self, row: Tensor, shift: Tensor, cells: Tensor, upper: Tensor) -> None:
-        """Note the best of a block of bounds [k, C]; of equal ones the first."""
-        value, place = upper.max(1)
-        order = torch.argsort(value, descending=True, stable=True)
-        order = order[torch.argsort(row[order], stable=True)]
-        first = row[order].diff(prepend=row.new_full((1,), -1)) != 0
-        best = order[first]
-        best = best[value[best] > self.value[row[best]]]
-        rows = row[best]
-        self.value[rows], self.shift[rows] = value[best], shift[best]
-        self.cell[rows] = cells[place[best]]
-
-
 class BranchAndBound:
     """The search for a chunk of images.
 
@@ -247,18 +94,16 @@ class BranchAndBound:
         self.images, self.block_bytes = images, block_bytes
         self.model, self.whole = model, Source.of(volume, model.linear_volume.slicer)
         chains = _chains(levels(model, volume, coarse_order), model.band.radius, bound)
-        self.steps = [_Step(model, self.whole, bound, chain) for chain in chains]
+        self.steps = [Step(model, self.whole, bound, chain) for chain in chains]
+        self.coarser = not self.steps[0].on_finest
+        early = self.coarser and len(self.steps) > 1 and self.steps[-2].on_finest
+        self.early = self.steps.pop(-2) if early else None
         self.power = _whitened(images, self.whole)
         self.scored = torch.zeros_like(images.noise_only)
         like = images.transfer
         self.slack = _ROUNDING * torch.finfo(like.dtype).eps * self.power.sum(1)
         nowhere = like.new_full((len(like),), -torch.inf)
         self.best = Best(nowhere, like.new_zeros(len(like), 3, 3), like.new_zeros(len(like), 2))
-
-    @property
-    def coarser(self) -> bool:
-        """There are grids above the finest."""
-        return not self.steps[0].on_finest
 
     def search(self, start: Best | None = None) -> Best:
         """The best pose of the model's grid, no worse than ``start``."""
@@ -277,41 +122,56 @@ class BranchAndBound:
         rows = self.steps[-1].support[cell].nonzero()[:, 0]
         return rows, Best(start.value[rows], start.rotation[rows], start.shift[rows])
 
-    def _descend(self, found: _Open, number: int) -> None:
+    def _descend(self, found: Open, number: int) -> None:
         """Search what is open after so many steps, in halves of the images where it is much."""
         if number == len(self.steps) or not len(found.row):
             return
         step, above = self.steps[number], self.steps[number - 1].level.rotation.order
-        more = 32 if step.level.rotation.order > above else 1
-        middle = found.row.median()
-        low = found.row <= middle
-        if len(low) * more > _FAMILIES and not step.last and not low.all():
+        low = found.row <= found.row.median()
+        if 32 * len(low) > _FAMILIES and not step.last and not low.all():
             for part in (low, ~low):
                 self._descend(found.take(part), number)
             return
+        if step.last and not self.best.value[found.row.long()].isfinite().all():
+            self._look(step, step.tasks(found.take(found.firsts()), above))
         self._descend(self._look(step, step.tasks(found, above)), number + 1)
 
-    def _look(self, step: _Step, tasks: Iterator[_Task]) -> _Open:
+    def _look(self, step: Step, tasks: Iterator[Task]) -> Open:
         """Score poses of a step; what stays open. The best pose known may rise."""
-        kept, top = [_Open.nothing(self.power)], _Top.of(self.power)
-        centers = step.on_finest or not step.bound.inside
+        kept, top = [Open.nothing(self.power)], Top.of(self.power)
+        centers = step.last or not (step.bound.inside and self.coarser)
         known = step.on_finest or step.bound.inside
-        fixed = self.best.value - self.slack if known else None
+        least = self.best.value - self.slack
+        least = least if known else torch.full_like(least, -torch.inf)
+        order = step.level.rotation.order
         for task in tasks:
-            cells, share = task.cells, step.share * len(task.cells)
-            for row, shift, upper in step.upper(task, self.images, self.power, self.block_bytes):
-                self.scored.index_add_(0, row, torch.full_like(self.scored[row], share))
+            if step.last and self.early is not None:
+                task = self._possible(self.early, task, least)
+            for row, shift, upper in self._upper(step, task):
                 if centers:
-                    top.see(row, shift, cells, upper)
+                    top.see(row, shift, task.cells, upper)
                 if not step.last:
-                    kept.append(_Open.of(step, row, shift, cells, upper, fixed))
-        found = _Open.all(kept)
+                    kept.append(Open.of(order, row, shift, task.cells, upper, least))
+        found = Open.all(kept)
         if not centers:
             return found
-        least = self._settle(step, top) - self.slack
-        return found.take(found.bound >= least[found.row.long()])
+        reached = self._settle(step, top) - self.slack
+        return found.take(found.bound >= reached[found.row.long()])
 
-    def _settle(self, step: _Step, top: _Top) -> Tensor:
+    def _upper(self, step: Step, task: Task) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Bounds of a task, counted."""
+        each = torch.full_like(self.scored, step.share * len(task.cells))
+        self.scored.index_add_(0, task.row, each[task.row])
+        return step.upper(task, self.images, self.power, self.block_bytes)
+
+    def _possible(self, step: Step, task: Task, least: Tensor) -> Task:
+        """The pairs of a task that a narrower band leaves open."""
+        parts = self._upper(step, task)
+        kept = [upper.amax(1) >= least[row] for row, _, upper in parts]
+        some = torch.cat(kept)
+        return Task(task.cells, task.row[some], task.shift[some])
+
+    def _settle(self, step: Step, top: Top) -> Tensor:
         """The log joint that poses of this step must reach, [n], from that of its best center."""
         rows = (top.value > -torch.inf).nonzero()[:, 0]
         shifts, value = top.shift[rows], top.value[rows]
@@ -344,28 +204,6 @@ def _chains(grids: list[Level], radius: int, bound: Bound) -> list[list[Level]]:
         bands = zip(chains, rise, strict=True)
         chains = [[replace(chain[0], radius=max(1, band)), *chain[1:]] for chain, band in bands]
     return chains if early < radius else [*chains[:-2], chains[-1]]
-
-
-def _siblings(order: int, family: Tensor) -> Tensor:
-    """Eight cells of an order's grid: those of one parent, or at order 0 any, [*, 8]."""
-    if order:
-        return RotationGrid(order - 1).children(family)
-    return 8 * family[..., None] + torch.arange(8, device=family.device)
-
-
-def _families(order: int, cells: Tensor) -> Tensor:
-    """Which families eights of cells [C] are, [C / 8]."""
-    return RotationGrid(order).parent(cells[::8]) if order else cells[::8] // 8
-
-
-def _support(chain: list[Level]) -> Tensor:
-    """Whether a cell of the first grid holds any of the poses of the finest, [Q]."""
-    order, cells = chain[-1].rotation.order, chain[-1].rotation.cells()
-    for above in range(order, chain[0].rotation.order, -1):
-        cells = RotationGrid(above).parent(cells)
-    found = torch.zeros(len(chain[0].rotation.grid), dtype=torch.bool, device=cells.device)
-    found[cells] = True
-    return found
 
 
 def _whitened(images: Filtered, whole: Source) -> Tensor:

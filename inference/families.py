@@ -221,7 +221,7 @@ def _local_learner(recipe: Recipe) -> Learner:
 
 
 def _vi_learner(recipe: Recipe) -> Learner:
-    own = (Sleep(), Sleep(), Sleep(), Elbo(recipe.plan.learn_draws))
+    own = (Elbo(recipe.plan.learn_draws),)
     return EncoderLearner(recipe.plan, Sleep(), own, recipe.symmetry)
 
 
@@ -250,7 +250,7 @@ _ROWS = (
         "concentrated law and normal, free numbers per image",
         _svi,
         _svi_learner,
-        (("learn_steps", 8), ("draws", 4)),
+        (("learn_steps", 5), ("draws", 4)),
     ),
     Family(
         "amortized-vi",

@@ -21,7 +21,7 @@ from cryoprob.inference.learn import check_finite, local_parameters, seeded, tra
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.solvent import Solvent
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.particles import ParticleStack
+from cryoprob.particles import Batch, ParticleStack
 
 __all__ = ["Joint", "JointState", "follow"]
 
@@ -85,6 +85,9 @@ class Joint:
         Largest shell at the start, and after 60 % of the steps.
     noise
         Whether noise spectra follow the residual.
+    teacher
+        What trains q instead, where given (``Sleep``: wake-sleep); the objective then trains the
+        map alone.
 
     Notes
     -----
@@ -101,6 +104,7 @@ class Joint:
     first_radius: int = 3
     radius: int = 10
     noise: bool = True
+    teacher: Objective | None = None
 
     def step(self, state: JointState, stack: ParticleStack) -> dict[str, Any]:
         """Fifty gradient steps; returns (and appends) their record."""
@@ -151,6 +155,8 @@ class Joint:
         prior = model.volume.prior().log_prob(guide.volume.coefficients) / len(half.index)
         optimizer.zero_grad()
         (-value.mean() - prior).backward()  # type: ignore[no-untyped-call]
+        if self.teacher is not None:
+            self._teach(half, batch)
         clip_grad_norm_(local_parameters(guide), _STEEPEST, error_if_nonfinite=True)
         optimizer.step()
         guide.forget()
@@ -162,6 +168,16 @@ class Joint:
             count = torch.bincount(batch.group, minlength=len(sigma2))
             follow(model, -gradient, count, _NOISE_RATE)
         return value.detach().mean()
+
+    def _teach(self, half: Half, batch: Batch) -> None:
+        """The teacher's gradients for q in the place of the objective's."""
+        assert self.teacher is not None
+        parameters = local_parameters(half.guide)
+        for part in parameters:
+            part.grad = None
+        volume = half.guide.volume.coefficients.detach()
+        learned = self.teacher(half.model, half.guide, volume, batch)
+        (-learned.mean()).backward(inputs=parameters)  # type: ignore[no-untyped-call]
 
     def _schedule(self, model: ParticleModel, optimizer: Adam, step: int) -> None:
         """Band and rates of a step: the band grows first, then the rates fall to zero."""

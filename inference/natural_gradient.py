@@ -42,7 +42,7 @@ _STEEPEST = 4.0
 _LONGEST = 1.5
 """Widths of q by which a step may move its mean."""
 
-_SETTLED = 1e-3
+_SETTLED = 5e-3
 """Nats that a step must change for another to be tried."""
 
 
@@ -100,7 +100,7 @@ class NaturalAscent:
         """At most ``steps`` steps for every image; no bound falls.
 
         A step that failed is tried again at half the rate; an image whose bound a step would
-        change by less than 0.001 nats is left there.
+        change by less than 0.005 nats is left there.
         """
         going = torch.arange(len(images), device=stand.bound.device)
         stand, rate = stand.take(going), torch.ones_like(stand.bound)

@@ -28,7 +28,7 @@ from cryoprob.particles import ParticleStack
 __all__ = ["NaturalLearner"]
 
 _STARTS = 4
-"""Modes of the search from which the law of an image is raised."""
+"""Modes of the search whose Laplace's laws are tried; the one of the best bound is raised."""
 
 _APART = 1.5
 """How far apart they are, in spacings of the coarsest grid."""
@@ -40,8 +40,8 @@ _BLOCK_BYTES = 2**26
 class NaturalLearner(Learner):
     """Laws of poses that are normal in the tangent space, raised to the top of their bounds.
 
-    A search gives each image's best distinct poses. From these, and from the law that the image
-    has, natural gradients raise the ELBO, and the best is kept: an image's ELBO never falls.
+    A search gives each image's best distinct poses. Of Laplace's laws around these and the law
+    that the image has, natural gradients raise the one of the best ELBO, which never falls.
     (:class:`~cryoprob.inference.learn.TableLearner` is for other laws and other objectives.)
 
     Parameters
@@ -110,17 +110,15 @@ class _Work:
         return max(1, _BLOCK_BYTES // (1000 * (_STARTS + 1) * len(self.ascent.model.band)))
 
     def raise_laws(self, images: Filtered, turns: Tensor, moves: Tensor) -> None:
-        """A step from each of the poses [n, S, 3, 3] and [n, S, 2], then on from the best."""
+        """From the best of the laws around poses [n, S, 3, 3] and [n, S, 2], and of the own."""
         numbers = self._starts(images, turns, moves)
         count, starts = numbers[0].shape[:2]
         first = torch.arange(count, device=turns.device)
         many = images.take(first.repeat_interleave(starts))
         stand = self.ascent.at(many, *(part.flatten(0, 1) for part in numbers))
         self._check(stand.bound, images)
-        steps = self.plan.learn_steps
-        stand = self.ascent.climb(many, stand, min(1, steps))
         best = starts * first + stand.bound.view(count, starts).argmax(1)
-        stand = self.ascent.climb(images, stand.take(best), steps - 1)
+        stand = self.ascent.climb(images, stand.take(best), self.plan.learn_steps)
         for table, found in zip(self.tables, (stand.rotation, stand.shift), strict=True):
             table.numbers.data[images.index] = found
 
@@ -128,7 +126,7 @@ class _Work:
         """Numbers [n, S, size] of Laplace's laws at the tops near poses, and of the own ones."""
         shape, model = turns.shape[:2], self.ascent.model
         row = torch.arange(len(images), device=turns.device).repeat_interleave(shape[1])
-        many, steps = images.take(row), max(self.plan.polish, 3)
+        many, steps = images.take(row), max(self.plan.polish, 2)
         poses = turns.flatten(0, 1), moves.flatten(0, 1)
         found = climb(model, self.ascent.volume, many, *poses, steps)
         self._check(found.log_joint + found.information.sum((1, 2)), images)

@@ -215,7 +215,7 @@ around = random_rotations(total, generator)
 turns = PerImage(ConcentratedLaw(), around)
 moves = PerImage(NormalShift(SHIFT_SD), torch.zeros(total, 2))
 guides["table"] = cp.Guide(rotation=turns, shift=moves, volume=cp.Point(truth))
-settings = cp.Schedule(learn_steps=2 if SMOKE else 8, coarse_order=1, max_order=2)
+settings = cp.Schedule(learn_steps=2 if SMOKE else 5, coarse_order=1, max_order=2)
 learner = NaturalLearner(settings, seed=11)
 learner.learn(Half(model, guides["table"], fresh), stack, 0, order=2)
 

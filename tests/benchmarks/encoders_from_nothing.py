@@ -6,7 +6,10 @@
 
 Bead walks of 32 x 32 pixels, images without CTF and shift, noiseless (SNR 0 on the command line)
 or of SNR 1. Nothing but the images is given; a perceptron on Fourier numbers reads rotations off
-them, a Dirac (``amortized-modal``) or a concentrated law (``amortized-vi``). Prints one row per
+them, a Dirac (``amortized-modal``) or a concentrated law (``amortized-vi``). Losses: ``plain``,
+``symmetric`` and ``smooth`` (the better of an image's two answers, or their log mean), and
+``sleep``: the map by the plain loss, q by images that the model draws (wake-sleep), with an encoder
+that turns with the image and a mixture over the cells of a grid. Prints one row per
 fit: seconds, the last objective in nats per image, the last shell at which the map's FSC with the
 truth stays above 0.5 (hand aside; half of Nyquist is 8), the correlation of the map with its best
 mirror image (1: it has a plane of symmetry), that of the truth, and the median rotation error in
@@ -25,14 +28,17 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.build import build_model, image_power
 from cryoprob.inference.encoders.fourier_mlp import FourierMLP
+from cryoprob.inference.encoders.polar import Polar
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.joint import Joint, JointState
+from cryoprob.inference.laws.cells import Cells
 from cryoprob.inference.laws.rotations import ConcentratedLaw, DiracRotation
 from cryoprob.inference.loop import Quiet, run_loop
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
+from cryoprob.inference.objectives.sleep import Sleep
 from cryoprob.inference.objectives.symmetric import Symmetric, turned
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.amortized import Amortized
@@ -65,20 +71,24 @@ def data(seed: int, snr: float) -> tuple[Tensor, Tensor, ParticleStack]:
 
 def objective(family: str, loss: str) -> Objective:
     """Of a family, with a loss."""
-    if loss == "plain":
+    if loss in ("plain", "sleep"):
         return ProfileLogJoint() if family == "amortized-modal" else Elbo()
     return Symmetric(smooth=loss == "smooth")
 
 
-def begin(family: str, stack: ParticleStack, seed: int) -> Half:
+def begin(family: str, loss: str, stack: ParticleStack, seed: int) -> Half:
     """Model and guide at an empty map."""
     power = image_power(stack)
     model = build_model(stack, Schedule(), power, radius=2)
     torch.manual_seed(seed)
     sigma2 = model.noise.sigma2.mean(0)
     start = random_rotations(1, torch.Generator().manual_seed(seed), torch.float32)
-    turns = Amortized(FourierMLP(24, sigma2, width=512), LAWS[family](), start)
-    turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
+    if loss == "sleep":
+        law = Cells(1, heads=4, modal=family == "amortized-modal")
+        turns = Amortized(Polar(18, sigma2, channels=64), law, start)
+    else:
+        turns = Amortized(FourierMLP(24, sigma2, width=512), LAWS[family](), start)
+        turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
     nowhere = Known(torch.zeros(len(stack), 2))
     guide = Guide(rotation=turns, shift=nowhere, volume=Point(torch.zeros(BOX, BOX, BOX)))
     return Half(model, guide, torch.arange(len(stack)))
@@ -109,15 +119,19 @@ def errors(own: Tensor, other: Tensor, rotation: Tensor, loss: str, hand: bool) 
     own, other = (half_turn @ part if hand else part for part in (own, other))
     motion = align_poses(own, rotation, hands=False)
     told = [pose_error(p, None, rotation, None, motion).rotation_deg for p in (own, other)]
-    return told[0] if loss == "plain" else torch.minimum(*told)
+    return told[0] if loss in ("plain", "sleep") else torch.minimum(*told)
 
 
 def row(family: str, snr: float, loss: str, seed: int, given: argparse.Namespace) -> str:
     """One fit, judged."""
     truth, rotation, stack = data(seed, snr)
-    half = begin(family, stack, seed)
+    half = begin(family, loss, stack, seed)
     joint = Joint(
-        objective(family, loss), seed, steps=given.steps, first_radius=given.first_radius
+        objective(family, loss),
+        seed,
+        steps=given.steps,
+        first_radius=given.first_radius,
+        teacher=Sleep() if loss == "sleep" else None,
     )
     state, began = JointState(half), time.time()
     run_loop(joint, state, stack, stage="", steps=given.steps, observer=Quiet(), save=lambda: None)
@@ -146,7 +160,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--families", default=",".join(LAWS))
     parser.add_argument("--snr", default="0,1")
-    parser.add_argument("--losses", default="plain,symmetric")
+    parser.add_argument("--losses", default="plain,symmetric,sleep")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--first-radius", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,5 +1,7 @@
 """Map and q by gradients together: the optimum, the noise, resuming, and what stops it."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from problems import make_problem
@@ -111,6 +113,20 @@ def test_it_climbs_and_a_resumed_run_gives_the_same_bytes(objective, dirac):
     for name, value in whole.half.guide.state_dict().items():
         assert resumed.half.guide.state_dict()[name].equal(value), name
     assert resumed.half.model.noise.sigma2.equal(whole.half.model.noise.sigma2)
+
+
+def test_a_teacher_trains_q_and_the_objective_the_map(problem):
+    rotation, shift = tables(problem)
+    state = JointState(half(problem, rotation, shift))
+    taught = Mock(side_effect=lambda model, guide, volume, batch: rotation.numbers.sum(1))
+    algorithm = joint(Elbo(), steps=50, rate=0.01, teacher=taught)
+    before = rotation.numbers.detach().clone(), shift.numbers.detach().clone()
+    algorithm.step(state, problem.stack)
+    assert taught.call_count == 50
+    # all numbers of the rotations go up the teacher's slope of 1; the shifts have none
+    assert (rotation.numbers.detach() > before[0]).all()
+    assert shift.numbers.equal(before[1])
+    assert state.half.guide.volume.coefficients.detach().abs().max() > 0
 
 
 def test_the_band_grows_and_the_rates_fall(problem):

@@ -250,6 +250,21 @@ def test_sleep_draws_poses_of_the_prior_and_images_of_the_model(problem, monkeyp
     assert abs(float(shifts.std()) / sigma - 1) < 4.5 / (2 * shifts.numel()) ** 0.5
 
 
+def test_sleep_draws_images_at_the_poses_that_are_known(problem, monkeypatch):
+    guide = law_guide(problem)
+    guide = Guide(rotation=guide.rotation, shift=Known(problem.stack.shift), volume=guide.volume)
+    seen = {}
+
+    def spy(batch, rotation, shift):
+        seen.update(rotation=rotation, shift=shift)
+        return rotation.new_zeros(len(rotation))
+
+    monkeypatch.setattr(guide, "log_score", spy)
+    value(problem, guide, Sleep())
+    assert seen["shift"].equal(problem.stack.shift)
+    assert not seen["rotation"].equal(problem.stack.rotation)
+
+
 def test_distillation_is_the_cross_entropy(problem):
     guide = law_guide(problem)
     generator = torch.Generator().manual_seed(4)
