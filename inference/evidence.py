@@ -110,7 +110,7 @@ class Budget:
         KL divergence of the best q of the family from the posterior (found by optimization).
     remainder
         What the family's own q lacks of the best one: the amortization gap of an encoder, the
-        search gap of a beam, what gradient steps have not reached.
+        search gap of a beam, what the steps of a table have not reached.
     """
 
     index: Tensor

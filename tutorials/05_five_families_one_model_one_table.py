@@ -21,7 +21,7 @@
 #                        + KL(q || p(h|x)) - that minimum                   the remainder
 #
 # The remainder is the amortization gap of an encoder; for a search it is what the beam missed,
-# for tables what their gradient steps left over.
+# for tables what their steps left over.
 
 # %%
 import os

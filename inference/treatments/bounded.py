@@ -18,10 +18,10 @@ class Bounded(Modal):
     bound
         What a score in a band at a cell's center says of the whole images at all poses inside:
 
-        - ``"probable"``: they explain no more than a signal plus noise can, at odds of 3e-5
-          (Punjani et al. 2017, with what the cell leaves open counted too).
-        - ``"cells"``: no more than any image can. The result is the best pose of the whole grid,
-          always; where noise outweighs the signal hardly anything is given up before the end.
+        - ``"probable"``: they explain no more than a signal and noise do at odds of 3e-5 (Punjani
+          et al. 2017, with what varies inside the cell counted too).
+        - ``"cells"``: they explain no more than any image could. The result is the best pose of
+          the whole grid, always.
         - ``"points"``: the center stands for the cell (Zhong et al. 2020, algorithm 1). Sure on
           one grid, in growing bands; from grid to grid a cell may go for its center's sake.
     beam
@@ -33,6 +33,13 @@ class Bounded(Modal):
     ------
     InputError
         If there is no such bound, and as :class:`Modal` does.
+
+    Notes
+    -----
+    Measured on bead walks of 32 pixels, 7.5 degrees, SNR 10 to 0.1, in parts of the grid scored:
+    ``"probable"`` 5 to 6 % and never another pose than the whole grid's, ``"cells"`` 5 to 33 %,
+    ``"points"`` 0.6 % to all of it, twice over. A beam of 32 missed up to 3 %. Bounds need the
+    slices of the whole fine grid once for every chunk of images: with few images that costs most.
     """
 
     def __init__(

@@ -23,8 +23,11 @@ from cryoprob.inference.config import FitConfig
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
+from cryoprob.inference.grids import off_grid
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
+from cryoprob.inference.laws.rotations import ConcentratedLaw
+from cryoprob.inference.laws.shifts import NormalShift
 from cryoprob.inference.loop import Quiet
 from cryoprob.inference.m_step import (
     posterior_std,
@@ -35,6 +38,7 @@ from cryoprob.inference.m_step import (
     update_shift_sigma,
     update_tau2,
 )
+from cryoprob.inference.natural_learner import NaturalLearner
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
@@ -42,6 +46,7 @@ from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.gaussian_volume import GaussianVolume
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
+from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.simulate import simulate
 from cryoprob.phantoms import bead_walk
@@ -237,6 +242,22 @@ def test_e_step(name, symmetry, device):
         for one in pair(device, n=5, **options)
     )
     agree_statistics(found, wanted)
+
+
+def test_laws_raised_by_natural_gradients(device):
+    plan, laws = Schedule(coarse_order=1, max_order=2, shift_extent=2.0, learn_steps=3), []
+    for problem in pair(device, n=4):
+        values = (
+            part.to(problem.volume) for part in (problem.stack.rotation, problem.stack.shift)
+        )
+        turns, moves = map(PerImage, (ConcentratedLaw(), NormalShift(4.0)), values)
+        tables = Guide(rotation=turns, shift=moves, volume=Point(problem.volume))
+        half = Half(off_grid(problem.model), tables, torch.arange(4))
+        for iteration in range(2):
+            NaturalLearner(plan, seed=3).learn(half, problem.stack, iteration, 2)
+        laws.append((turns.numbers.data, moves.numbers.data))
+    for found, wanted in zip(*laws, strict=True):
+        agree(found, wanted, rtol=1e-6, atol=1e-6)  # rounding that some steps have made larger
 
 
 def test_a_symmetric_grid(device):
