@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cryoprob.inference.run import run_fit
     from cryoprob.inference.schedule import Schedule
     from cryoprob.inference.treatments.amortized import Amortized
+    from cryoprob.inference.treatments.bounded import Bounded
     from cryoprob.inference.treatments.exact import Exact
     from cryoprob.inference.treatments.gaussian_volume import GaussianVolume
     from cryoprob.inference.treatments.importance import Importance
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cryoprob.inference.treatments.per_image import PerImage
     from cryoprob.inference.treatments.point import Point
     from cryoprob.inference.treatments.prior import Prior
+    from cryoprob.inference.treatments.proposed import Proposed
     from cryoprob.inference.volume_draws import draw_volumes
     from cryoprob.io.mrc import read_map, write_map
     from cryoprob.io.structures import density, read_structure
@@ -64,6 +66,7 @@ _HOMES = {
     "cryoprob.inference.treatments.amortized": "Amortized",
     "cryoprob.inference.treatments.importance": "Importance",
     "cryoprob.inference.treatments.prior": "Prior",
+    "cryoprob.inference.treatments.proposed": "Proposed",
     "cryoprob.inference.model_comparison": "held_out loo",
     "cryoprob.inference.volume_draws": "draw_volumes",
     "cryoprob.inference.guide": "Guide",
@@ -71,6 +74,7 @@ _HOMES = {
     "cryoprob.inference.fit": "fit",
     "cryoprob.inference.run": "run_fit",
     "cryoprob.inference.schedule": "Schedule",
+    "cryoprob.inference.treatments.bounded": "Bounded",
     "cryoprob.inference.treatments.exact": "Exact",
     "cryoprob.inference.treatments.gaussian_volume": "GaussianVolume",
     "cryoprob.inference.treatments.known": "Known",
@@ -100,6 +104,7 @@ _MODULES = "fourier geometry inference io masks metrics models noise optics part
 __all__ = [
     "Amortized",
     "Batch",
+    "Bounded",
     "DataWarning",
     "Exact",
     "FitConfig",
@@ -122,6 +127,7 @@ __all__ = [
     "PerImage",
     "Point",
     "Prior",
+    "Proposed",
     "RadialNoise",
     "RotationGrid",
     "Schedule",
