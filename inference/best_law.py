@@ -1,5 +1,7 @@
 """The best q of a family for each image: what the family could do, were it not learned."""
 
+from dataclasses import dataclass
+
 import roma
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from cryoprob.inference.laws.heads import Heads
 from cryoprob.inference.levels import Level
 from cryoprob.types import Rotations
 
-__all__ = ["best_bound"]
+__all__ = ["BestLaw", "best_bound", "best_law"]
 
 _STEPS = 60
 _RATE = 0.05
@@ -24,6 +26,23 @@ _NOTHING = 1e-12
 """Mass of a cell that belongs to a mode already taken."""
 
 
+@dataclass(frozen=True, eq=False)
+class BestLaw:
+    """The best laws found for n images.
+
+    Attributes
+    ----------
+    bound
+        ELBO over noise, [n] (float64).
+    rotation, shift
+        The laws' numbers there, [n, size].
+    """
+
+    bound: Tensor
+    rotation: Tensor
+    shift: Tensor
+
+
 def best_bound(
     rotation: Law,
     shift: Law,
@@ -33,18 +52,36 @@ def best_bound(
 ) -> Tensor:
     """Largest ELBO over noise [n] that the laws reach against ``log_joint`` [n, T, Q].
 
-    By Adam from the laws' ``own`` numbers (rotation, shift) and from the posterior's moments
-    around its heaviest modes, the best of all for each image. Steps look at the cells of most
-    posterior mass only; what they end at is scored on the whole grid.
+    Of Diracs, exactly; of laws as :func:`best_law` finds them, ``own`` numbers a start too.
     """
     if not rotation.has_density and not shift.has_density:
         return _best_cells(log_joint, rotation.heads)
+    return best_law(rotation, shift, log_joint, level, own).bound
+
+
+def best_law(
+    rotation: Law,
+    shift: Law,
+    log_joint: Tensor,
+    level: Level,
+    own: tuple[Tensor, Tensor] | None = None,
+) -> BestLaw:
+    """The laws of the largest ELBO against ``log_joint`` [n, T, Q]; laws with densities.
+
+    By Adam from the laws' ``own`` numbers (rotation, shift), where given, and from the posterior's
+    moments around its heaviest modes, the best of all for each image. Steps look at the cells of
+    most posterior mass only; what they end at is scored on the whole grid. Laws of fixed width
+    have fewer numbers to move, and no more is different for them.
+    """
     grid = level.rotation.matrices(), level.shift.points()
-    found = []
-    for start in (own, *_moments(rotation, shift, log_joint, *grid)):
-        numbers = _climb(rotation, shift, start, log_joint, *grid)
-        found.append(_bound(rotation, shift, numbers, log_joint, *grid))
-    return torch.stack(found).amax(0)
+    starts = [] if own is None else [own]
+    starts += _moments(rotation, shift, log_joint, *grid)
+    ends = [_climb(rotation, shift, start, log_joint, *grid) for start in starts]
+    bounds = torch.stack([_bound(rotation, shift, end, log_joint, *grid) for end in ends])
+    bound, first = bounds.max(0)
+    row = torch.arange(len(bound), device=bound.device)
+    turns, moves = (torch.stack(part)[first, row] for part in zip(*ends, strict=True))
+    return BestLaw(bound, turns, moves)
 
 
 def _bound(

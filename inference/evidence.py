@@ -17,18 +17,30 @@ import torch
 from torch import Tensor
 
 from cryoprob.fourier.gaussian_map import AnyMap
-from cryoprob.inference.best_law import best_bound
+from cryoprob.inference.best_law import best_bound, best_law
 from cryoprob.inference.cells import CellMasses, masses_of
 from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.e_step import chunks, e_step
 from cryoprob.inference.grids import on_grid
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.laws.rotations import ConcentratedLaw
+from cryoprob.inference.laws.shifts import NormalShift
 from cryoprob.inference.levels import Level
 from cryoprob.inference.treatments.base import Lawful
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
-__all__ = ["Budget", "GridScores", "budget", "discretization", "prices", "scores"]
+__all__ = [
+    "Budget",
+    "FixedWidth",
+    "GridScores",
+    "budget",
+    "discretization",
+    "fixed_width",
+    "prices",
+    "scores",
+    "tempering",
+]
 
 _BLOCK_BYTES = 2**27
 
@@ -205,23 +217,94 @@ def discretization(
 def prices(found: GridScores, *, mass: float, factor: float) -> dict[str, Tensor]:
     """What common tricks cost at best, in nats of each image [n], exactly.
 
+    :func:`fixed_width` prices one more, which needs all images at once.
+
     Parameters
     ----------
     mass
         ``pruning``: the smallest set of cells that holds so much of the posterior; -log of what
         it holds.
     factor
-        ``tempering``: the likelihood trusted as if the noise variance were ``1 / factor`` times
-        what it is; KL divergence of that posterior from the right one.
+        ``tempering``: the likelihood trusted so many times too much, and as much too little where
+        it is below 1: what a beta-ELBO of ``beta = 1 / factor`` ends at (:func:`tempering`).
     """
     log_posterior = found.log_posterior.flatten(1)
     ranked = log_posterior.exp().sort(1, descending=True).values.cumsum(1)
     kept = ranked.gather(1, (ranked < mass).sum(1, keepdim=True).clamp(max=ranked.shape[1] - 1))
-    prior = found.log_prior.flatten()
-    trusted = prior + factor * (found.log_joint.flatten(1) - prior)
-    trusted = trusted.log_softmax(1)
     return {
         "pruning": -kept[:, 0].clamp(max=1).log(),
         "one cell": -log_posterior.amax(1),
-        "tempering": (trusted.exp() * (trusted - log_posterior)).sum(1),
+        "tempering": tempering(found, factor),
     }
+
+
+def tempering(found: GridScores, factor: float) -> Tensor:
+    """KL divergence, [n], of ``prior x likelihood^factor`` from the posterior.
+
+    The likelihood is trusted as if the noise variance were ``1 / factor`` times what it is. This
+    q, and no other, is where the beta-ELBO ``E_q log p(x | h) - beta KL(q || prior)`` of
+    ``beta = 1 / factor`` is largest, so that the divergence is what such training costs even a q
+    that may be anything. Higgins et al. 2017, ICLR (beta-VAE); cryoDRGN's default is a beta of 1
+    over the latent dimension.
+    """
+    prior = found.log_prior.flatten()
+    trusted = (prior + factor * (found.log_joint.flatten(1) - prior)).log_softmax(1)
+    return (trusted.exp() * (trusted - found.log_posterior.flatten(1))).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedWidth:
+    """What one width of q for all images costs.
+
+    Attributes
+    ----------
+    index
+        Places in the stack, [n].
+    price
+        ELBO of the best law of free width (for each image, and each axis) minus that of the best
+        law of the one width, [n] (float64); never negative.
+    free
+        KL divergence of the best law of free width from the posterior, [n] (float64).
+    rotation_deg, shift_A
+        That width about every axis, degrees, and along x and y, Angstrom.
+    """
+
+    index: Tensor
+    price: Tensor
+    free: Tensor
+    rotation_deg: float
+    shift_A: float
+
+
+def fixed_width(
+    model: ParticleModel, volume: AnyMap, stack: ParticleStack, index: Tensor
+) -> FixedWidth:
+    """Price of a q whose rotations and shifts are as wide for every image, on the model's grids.
+
+    Of laws concentrated about a mode, and normal: first the best ones of free widths, image by
+    image (:func:`~cryoprob.inference.best_law.best_law`); then the best ones whose widths are all
+    the medians of these, geometric means over axes, the modes moved anew.
+    """
+    level, unit = Level.of(model), float(model.shift.sigma)
+    turning, moving = ConcentratedLaw(), NormalShift(unit)
+    free = [
+        best_law(turning, moving, found.log_joint, level)
+        for found in scores(model, volume, stack, index)
+    ]
+    degrees = _median([turning.width_deg(part.rotation) for part in free])
+    length = _median([moving.width_A(part.shift) for part in free])
+    one = ConcentratedLaw(degrees, fixed=True), NormalShift(unit, length, fixed=True)
+    rows = []
+    for found, best in zip(scores(model, volume, stack, index), free, strict=True):
+        own = best.rotation[:, : one[0].size], best.shift[:, : one[1].size]
+        alike = best_law(*one, found.log_joint, level, own).bound
+        # the free widths may be the fixed ones
+        top = torch.maximum(best.bound, alike)
+        divergence = found.log_joint.flatten(1).logsumexp(1) - top
+        rows.append((found.index, top - alike, divergence))
+    where, price, left = (torch.cat(part) for part in zip(*rows, strict=True))
+    return FixedWidth(where, price, left, degrees, length)
+
+
+def _median(parts: list[Tensor]) -> float:
+    return float(torch.cat(parts).double().quantile(0.5))

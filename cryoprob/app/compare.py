@@ -18,7 +18,14 @@ from cryoprob.app.words import angstrom, grid_spacing, say, size, table
 from cryoprob.checks import require
 from cryoprob.inference.compare import Accounts, Priced, gridded
 from cryoprob.inference.config import FAMILIES, HYBRIDS, FitConfig
-from cryoprob.inference.evidence import discretization, prices, scores
+from cryoprob.inference.evidence import (
+    FixedWidth,
+    discretization,
+    fixed_width,
+    prices,
+    scores,
+    tempering,
+)
 from cryoprob.inference.families import Family, family
 from cryoprob.inference.half import Half
 from cryoprob.inference.result import FitResult
@@ -260,15 +267,13 @@ def _tell_prices(half: Half, setting: Setting, stack: ParticleStack, index: Tens
     config, volume = setting.config, half.guide.volume.maps
     model = gridded(half.model, config.schedule, setting.order, config.symmetry)
     found = [
-        prices(part, mass=_PRUNED, factor=_TRUSTED) for part in scores(model, volume, stack, index)
+        prices(part, mass=_PRUNED, factor=_TRUSTED) | {"timid": tempering(part, 1 / _TRUSTED)}
+        for part in scores(model, volume, stack, index)
     ]
     total = {name: torch.cat([part[name] for part in found]) for name in found[0]}
-    words = {
-        "pruning": f"keep {_PRUNED:.1%} of the posterior mass",
-        "one cell": "keep the best cell alone (a Dirac)",
-        "tempering": f"trust the likelihood {_TRUSTED:g} times too much",
-    }
-    lines = [[words[name], _spread(values)] for name, values in total.items()]
+    fixed = fixed_width(model, volume, stack, index)
+    total["fixed width"] = fixed.price
+    lines = [[words, _spread(total[name])] for name, words in _tricks(fixed).items()]
     some = index if setting.order < 3 else index[:_FINER]
     finer = discretization(model, volume, stack, some)
     step = f"the grid itself: half of {grid_spacing(setting.order)} minus it ({len(some)} images)"
@@ -280,6 +285,19 @@ def _tell_prices(half: Half, setting: Setting, stack: ParticleStack, index: Tens
             f" next finer one changes the evidence by {error:.1f} nats per image. Gaps of that"
             f" size are the grid's; count them with --order {setting.order + 1}."
         )
+
+
+def _tricks(fixed: FixedWidth) -> dict[str, str]:
+    """The rows of the table of prices, in words."""
+    width = f"{fixed.rotation_deg:.2g} deg and {angstrom(fixed.shift_A)}"
+    less = f"{1 / _TRUSTED:g}"
+    return {
+        "pruning": f"keep {_PRUNED:.1%} of the posterior mass",
+        "one cell": "keep the best cell alone (a Dirac)",
+        "fixed width": f"one width for all images ({width}, the median), not one for each",
+        "tempering": f"KL times {less} (a beta-ELBO): the likelihood {_TRUSTED:g} times too sure",
+        "timid": f"KL times {_TRUSTED:g} (a beta-ELBO): the likelihood {_TRUSTED:g} times too unsure",
+    }
 
 
 def _save(rows: Sequence[Row], out: Path) -> None:

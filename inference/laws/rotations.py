@@ -122,6 +122,11 @@ class ConcentratedLaw(Law):
         """The most probable rotation."""
         return rotation_of_six(numbers[..., :6])
 
+    def width_deg(self, numbers: Tensor) -> Tensor:
+        """Geometric mean of the widths about three axes, degrees, [*]."""
+        width = self._lower(numbers).diagonal(dim1=-2, dim2=-1)
+        return torch.rad2deg(width.log().mean(-1).exp())
+
     def log_score(self, numbers: Tensor, value: Rotations) -> Tensor:
         """Log density with respect to Haar measure."""
         score: Tensor = self(numbers).log_prob(value)

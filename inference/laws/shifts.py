@@ -91,6 +91,10 @@ class NormalShift(Law):
         """The mean."""
         return numbers[..., :2] * self.unit
 
+    def width_A(self, numbers: Tensor) -> Tensor:
+        """Geometric mean of the two widths, Angstrom, [*]."""
+        return self._width(numbers).log().mean(-1).exp()
+
     def log_score(self, numbers: Tensor, value: Shifts) -> Tensor:
         """Log density per squared Angstrom."""
         score: Tensor = self(numbers).log_prob(value)

@@ -42,6 +42,10 @@ class Objective(ABC):
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The objective of each image of the batch, [N], nats; its mean under a law of volumes."""
 
+    def turned(self, index: Tensor, quarters: Tensor) -> "Objective":
+        """The same where images ``index`` [N] come turned by 90 degrees ``quarters`` [N] times."""
+        return self
+
 
 def log_terms(
     model: ParticleModel, guide: Guide, volume: AnyMap, poses: Poses, batch: Batch

@@ -8,6 +8,7 @@ from problems import make_problem
 from pyro.infer import Trace_ELBO
 
 from cryoprob.checks import InputError
+from cryoprob.geometry.rotations import about_z
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.encoders.fourier_mlp import FourierMLP
 from cryoprob.inference.guide import Guide
@@ -15,6 +16,7 @@ from cryoprob.inference.laws.heads import Heads
 from cryoprob.inference.laws.rotations import ConcentratedLaw, DiracRotation
 from cryoprob.inference.laws.shifts import DiracShift, NormalShift
 from cryoprob.inference.learn import seeded
+from cryoprob.inference.objectives.augmented import Augmented, turn_batch
 from cryoprob.inference.objectives.distillation import Distillation
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.iwae import Iwae
@@ -279,3 +281,49 @@ def test_distillation_is_the_cross_entropy(problem):
     torch.testing.assert_close(found, wanted.detach())
     with pytest.raises(InputError, match=r"\[N, S, 3, 3\]"):
         Distillation(rotation[:, 0], shift)
+
+
+def test_a_turned_image_is_as_likely_at_the_turned_pose(problem):
+    """Slices at turned poses are turned slices, to interpolation's rounding: equal log densities."""
+    quarters = torch.arange(len(problem.batch)) % 4
+    turn = about_z(90.0 * quarters.double())
+    batch, rotation, shift = problem.batch, problem.stack.rotation, problem.stack.shift
+    law = problem.model.likelihood(problem.volume, rotation, shift, batch)
+    moved = (turn[:, :2, :2] @ shift[..., None])[..., 0]
+    turned_batch = turn_batch(batch, quarters)
+    other = problem.model.likelihood(problem.volume, turn @ rotation, moved, turned_batch)
+    found, wanted = other.log_prob(turned_batch.image), law.log_prob(batch.image)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-9)
+    # half of that is the conjugate of the symmetric loss
+    twice = turn_batch(batch, torch.full_like(quarters, 2))
+    torch.testing.assert_close(twice.image, turned(batch).image)
+
+
+def test_augmentation_of_what_turns_with_the_image(problem, monkeypatch):
+    """Draws of the posterior are turned along; whatever turn came up, some four for each image."""
+    guide, seen = encoder_guide(problem), []
+
+    def spy(batch, rotation, shift):
+        seen.append((batch, rotation, shift))
+        return rotation.new_zeros(rotation.shape[:2])
+
+    monkeypatch.setattr(guide, "log_score", spy)
+    rotation, shift = problem.stack.rotation[:, None], problem.stack.shift[:, None]
+    with seeded(14):
+        for _ in range(20):
+            value(problem, guide, Augmented(Distillation(rotation, shift)))
+    for batch, turned_rotation, turned_shift in seen:
+        law = problem.model.likelihood(problem.volume, turned_rotation[0], turned_shift[0], batch)
+        known = problem.stack.rotation, problem.stack.shift
+        own = problem.model.likelihood(problem.volume, *known, problem.batch)
+        wanted = own.log_prob(problem.batch.image)
+        torch.testing.assert_close(law.log_prob(batch.image), wanted, rtol=1e-10, atol=1e-9)
+    psi = torch.stack([r[0] @ problem.stack.rotation.mT for _, r, _ in seen])
+    # 20 draws of 4 turns: one is missing for an image with probability 4 * 0.75^20 = 1.3 %, and
+    # the seed is one where none is
+    assert all(len(psi[:, n].round(decimals=3).unique(dim=0)) == 4 for n in range(len(rotation)))
+
+
+def test_augmentation_refuses_poses_tied_to_the_image(problem):
+    with pytest.raises(InputError, match="Leave Augmented out"):
+        value(problem, law_guide(problem), Augmented(Elbo()))
