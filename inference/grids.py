@@ -5,7 +5,8 @@ import torch
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.schedule import Schedule
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.base import PosePrior, ShiftPrior
+from cryoprob.models.local_prior import LocalPrior
+from cryoprob.models.poses.base import ShiftPrior
 from cryoprob.models.poses.gaussian_shift import GaussianShift, ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior, UniformRotation
 
@@ -51,7 +52,6 @@ def off_grid(model: ParticleModel) -> ParticleModel:
     return _posed(model, UniformRotation(tau2.dtype, tau2.device), shift)
 
 
-def _posed(model: ParticleModel, rotation: PosePrior, shift: ShiftPrior) -> ParticleModel:
-    return ParticleModel(
-        model.volume, rotation, shift, model.noise, model.pixel_size, model.contrast
-    )
+def _posed(model: ParticleModel, rotation: LocalPrior, shift: ShiftPrior) -> ParticleModel:
+    own = model.noise, model.pixel_size, model.contrast, model.conformation
+    return ParticleModel(model.volume, rotation, shift, *own)

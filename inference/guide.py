@@ -23,12 +23,14 @@ __all__ = ["Guide", "Poses"]
 
 @dataclass(frozen=True, eq=False)
 class Poses:
-    """K weighted draws of both pose sites for each of N images.
+    """K weighted draws of the local sites for each of N images.
 
     Attributes
     ----------
     rotation, shift
         [K, N, 3, 3] and [K, N, 2] (Angstrom).
+    conformation
+        [K, N, size], or None where the model has none.
     log_q
         Log density of q at them, [K, N]; Diracs count 0.
     log_weight
@@ -39,6 +41,7 @@ class Poses:
     shift: Shifts
     log_q: Tensor
     log_weight: Tensor
+    conformation: Tensor | None = None
 
 
 class Guide(nn.Module):
@@ -46,8 +49,8 @@ class Guide(nn.Module):
 
     Parameters
     ----------
-    rotation, shift
-        Treatments of the local sites.
+    rotation, shift, conformation
+        Treatments of the local sites; no conformation where the model has none.
     volume
         Treatment of the global site.
 
@@ -58,50 +61,70 @@ class Guide(nn.Module):
         the two searched in unlike ways.
     """
 
-    def __init__(self, *, rotation: Treatment, shift: Treatment, volume: VolumeTreatment) -> None:
+    def __init__(
+        self,
+        *,
+        rotation: Treatment,
+        shift: Treatment,
+        volume: VolumeTreatment,
+        conformation: Treatment | None = None,
+    ) -> None:
         super().__init__()
         _check_mixture(rotation, shift)
         self.rotation, self.shift, self.volume = rotation, shift, volume
+        self.conformation = conformation
 
     def forward(self, batch: Batch) -> None:
         """Sample every site that is not enumerated."""
         self.forget()
         self.volume(sites.VOLUME, batch)
         with sites.particles(batch):
-            self.rotation(sites.ROTATION, batch)
-            self.shift(sites.SHIFT, batch)
+            for site, part in self.sites.items():
+                part(site, batch)
+
+    @property
+    def sites(self) -> dict[str, Treatment]:
+        """The treatments of the local sites, by name."""
+        found = {sites.ROTATION: self.rotation, sites.SHIFT: self.shift}
+        return found | ({sites.CONFORMATION: self.conformation} if self.conformation else {})
 
     def draw(self, batch: Batch, count: int) -> Poses:
-        """Draws of both pose sites, ``count`` for every head of the rotation's law.
+        """Draws of the local sites, ``count`` for every head of the rotation's law.
 
         Raises
         ------
         InputError
-            If a pose site gives no draws (it is searched on a grid).
+            If a site gives no draws (it is searched on a grid, or summed out).
         """
         self.forget()
-        rotation, shift = self.drawn
-        count = max([count, *(p.draws for p in self.drawn if isinstance(p, Importance))])
-        turns = rotation.draw(batch, count)
-        one = len(turns.value) == 1  # a Dirac stands at its value for every draw of the other
-        moves = shift.draw(batch, count if one else len(turns.value))
-        log_q = turns.log_q + moves.log_q
-        return Poses(
-            turns.value.expand(len(log_q), *turns.value.shape[1:]),
-            moves.value.expand(len(log_q), *moves.value.shape[1:]),
-            log_q,
-            (moves if one else turns).log_weight.expand_as(log_q),
-        )
+        parts = [*self.drawn, *self._states]
+        count = max([count, *(part.draws for part in parts if isinstance(part, Importance))])
+        turns = parts[0].draw(batch, count)
+        if len(turns.value) > 1:  # else a Dirac, which stands there for every draw of the others
+            count = len(turns.value)
+        draws = [turns, *(part.draw(batch, count) for part in parts[1:])]
+        longest = max(draws, key=lambda one: len(one.value))
+        log_q = torch.stack(torch.broadcast_tensors(*(one.log_q for one in draws))).sum(0)
+        values = [one.value.expand(len(log_q), *one.value.shape[1:]) for one in draws]
+        state = values[2] if len(values) > 2 else None
+        return Poses(values[0], values[1], log_q, longest.log_weight.expand_as(log_q), state)
 
-    def log_score(self, batch: Batch, rotation: Rotations, shift: Shifts) -> Tensor:
-        """What inclusive objectives raise: log q at given poses [*, N, ...], summed, [*, N].
+    def log_score(
+        self,
+        batch: Batch,
+        rotation: Rotations,
+        shift: Shifts,
+        conformation: Tensor | None = None,
+    ) -> Tensor:
+        """What inclusive objectives raise: log q at given values [*, N, ...], summed, [*, N].
 
         Sites that have no law of their own count nothing; a Dirac counts a squared distance.
         """
+        values = dict(zip(self.sites, (rotation, shift, conformation), strict=False))
         found = [
-            part.law.log_score(part.numbers_of(batch), value)
-            for part, value in ((self.rotation.lawful, rotation), (self.shift.lawful, shift))
-            if part is not None
+            part.lawful.law.log_score(part.lawful.numbers_of(batch), values[site])
+            for site, part in self.sites.items()
+            if part.lawful is not None
         ]
         got = _names(self.rotation, self.shift)
         wanted = "a law at the rotation or the shift"
@@ -128,30 +151,47 @@ class Guide(nn.Module):
         )
 
     @property
+    def _states(self) -> list[Drawn]:
+        """The conformation's treatment, for what needs draws of it; nothing where there is none.
+
+        Raises
+        ------
+        InputError
+            If it is summed out.
+        """
+        part = self.conformation
+        if part is None or isinstance(part, Drawn):
+            return [] if part is None else [part]
+        raise InputError(
+            "guide",
+            expected="a treatment of the conformation that gives draws",
+            got=type(part).__name__,
+            remedy="Use Known, PerImage or Amortized, or the E-step, which sums it out.",
+        )
+
+    @property
     def kind(self) -> str:
         """What the guide's nats per image are: of which quantity, and whether it is a bound.
 
-        ``log_evidence`` (poses summed out, or given), ``elbo``, ``iwae``, or, where a continuous
-        site has a Dirac, ``profile_log_joint``, which bounds nothing.
+        ``log_evidence`` (all local sites summed out, or given), ``elbo``, ``iwae``, or, where a
+        continuous site has a Dirac, ``profile_log_joint``, which bounds nothing.
         """
-        parts = self.rotation, self.shift
-        if isinstance(self.rotation, Modal):
-            return "profile_log_joint" if self.rotation.polish else "elbo"
-        if any(not isinstance(p, Drawn) for p in parts) or all(
-            isinstance(p, Known) for p in parts
-        ):
-            return "log_evidence"
-        if not all(p.has_density or isinstance(p, Known) for p in self.drawn):
+        parts = self.sites.values()
+        laws = [p for p in parts if isinstance(p, Drawn) and not isinstance(p, Known | Modal)]
+        polished = any(isinstance(p, Modal) and p.polish for p in parts)
+        if polished or not all(part.has_density for part in laws):
             return "profile_log_joint"
-        return "iwae" if self.reweights else "elbo"
+        if self.reweights:
+            return "iwae"
+        return "elbo" if laws or isinstance(self.rotation, Modal) else "log_evidence"
 
     @property
     def reweights(self) -> bool:
         """Draws are weighted by importance."""
-        return any(isinstance(part, Importance) for part in (self.rotation, self.shift))
+        return any(isinstance(part, Importance) for part in self.sites.values())
 
     def log_prior(self, model: ParticleModel, poses: Poses) -> Tensor:
-        """Log prior density of the poses, [K, N]; given ones are conditioned on and count 0.
+        """Log prior density of the draws, [K, N]; given ones are conditioned on and count 0.
 
         Raises
         ------
@@ -159,10 +199,8 @@ class Guide(nn.Module):
             If q is a density or a free Dirac, and the model's prior lives on a grid.
         """
         total = torch.zeros_like(poses.log_q)
-        for site, part, value in (
-            (sites.ROTATION, self.rotation, poses.rotation),
-            (sites.SHIFT, self.shift, poses.shift),
-        ):
+        values = poses.rotation, poses.shift, poses.conformation
+        for (site, part), value in zip(self.sites.items(), values, strict=False):
             if isinstance(part, Known):
                 continue
             prior = getattr(model, site)

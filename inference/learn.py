@@ -256,7 +256,8 @@ def _narrowed(half: Half) -> Half:
     )
     free = off_grid(model)
     poses = free.rotation, free.shift
-    narrow = ParticleModel(volume, *poses, model.noise, model.pixel_size, model.contrast)
+    own = model.noise, model.pixel_size, model.contrast, model.conformation
+    narrow = ParticleModel(volume, *poses, *own)
     return Half(narrow, half.guide, half.index)
 
 
@@ -270,9 +271,8 @@ def set_noise(half: Half, stack: ParticleStack, plan: Schedule, symmetry: str) -
 
 
 def local_parameters(guide: Guide) -> list[nn.Parameter]:
-    """Free numbers of the pose sites; an encoder that both share counts once."""
-    both = nn.ModuleList([guide.rotation, guide.shift])
-    return list(both.parameters())
+    """Free numbers of the local sites; an encoder that they share counts once."""
+    return list(nn.ModuleList(guide.sites.values()).parameters())
 
 
 def _batch(stack: ParticleStack, half: Half, index: Tensor) -> Batch:

@@ -9,7 +9,7 @@ from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.blur import Blur
 from cryoprob.inference.filtered import Filtered
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.poses.base import PosePrior
+from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 
@@ -73,7 +73,7 @@ def levels(model: ParticleModel, volume: AnyMap, coarse_order: int) -> list[Leve
     return found
 
 
-def _grid(prior: PosePrior, kind: type[_Grid], site: str, arguments: str) -> _Grid:
+def _grid(prior: LocalPrior, kind: type[_Grid], site: str, arguments: str) -> _Grid:
     if isinstance(prior, kind):
         return prior
     raise InputError(

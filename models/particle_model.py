@@ -3,13 +3,15 @@
 import pyro
 from torch import Tensor, nn
 
-from cryoprob.checks import InputError
+from cryoprob.checks import InputError, require
 from cryoprob.fourier.bands import Band
 from cryoprob.models import sites
+from cryoprob.models.conformations.base import Conformation
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 from cryoprob.models.noises.base import Noise
-from cryoprob.models.poses.base import PosePrior, ShiftPrior
+from cryoprob.models.local_prior import LocalPrior
+from cryoprob.models.poses.base import ShiftPrior
 from cryoprob.models.volumes.base import LinearVolume, Volume
 from cryoprob.particles import Batch
 
@@ -31,26 +33,38 @@ class ParticleModel(nn.Module):
         Angstrom per pixel.
     contrast
         Amplitude and noise factors per image (default: ones).
+    conformation
+        Prior of the conformation that the volume's slices take
+        (:mod:`cryoprob.models.conformations`); none where they take none.
+
+    Raises
+    ------
+    InputError
+        If the volume takes another conformation than the prior gives.
 
     Notes
     -----
-    Sites: ``volume`` [D, D, D], ``rotation`` [3, 3], ``shift`` [2] (Angstrom), ``image`` [M]
-    (packed half-plane coefficients, see :class:`cryoprob.fourier.bands.Band`). papers: Donnat
-    2022, eq. 1-3.
+    Sites: ``volume`` (the coefficients, [D, D, D] for voxels), ``rotation`` [3, 3], ``shift`` [2]
+    (Angstrom), ``conformation`` ([size], or a state), ``image`` [M] (packed half-plane
+    coefficients, see :class:`cryoprob.fourier.bands.Band`). papers: Donnat 2022, eq. 1-3.
     """
 
     def __init__(
         self,
         volume: Volume,
-        rotation: PosePrior,
+        rotation: LocalPrior,
         shift: ShiftPrior,
         noise: Noise,
         pixel_size: float,
         contrast: Contrast | None = None,
+        conformation: Conformation | None = None,
     ) -> None:
         super().__init__()
+        size = 0 if conformation is None else conformation.size
+        wanted = f"one of size {volume.conformation_size}, as {type(volume).__name__} takes"
+        require(size == volume.conformation_size, "conformation", expected=wanted, got=str(size))
         self.volume, self.rotation, self.shift, self.noise = volume, rotation, shift, noise
-        self.pixel_size = pixel_size
+        self.pixel_size, self.conformation = pixel_size, conformation
         self.contrast = Contrast() if contrast is None else contrast
 
     def forward(self, batch: Batch) -> Tensor:
@@ -71,15 +85,28 @@ class ParticleModel(nn.Module):
                 sites.ROTATION, self.rotation.prior(), infer=self.rotation.infer
             )
             shift = pyro.sample(sites.SHIFT, self.shift.prior(), infer=self.shift.infer)
-            observed = self.likelihood(volume, rotation, shift, batch)
+            state = self._conformation()
+            observed = self.likelihood(volume, rotation, shift, batch, state)
             image: Tensor = pyro.sample(sites.IMAGE, observed, obs=batch.image)
         return image
 
+    def _conformation(self) -> Tensor | None:
+        part = self.conformation
+        if part is None:
+            return None
+        found: Tensor = pyro.sample(sites.CONFORMATION, part.prior(), infer=part.infer)
+        return found
+
     def likelihood(
-        self, volume: Tensor, rotation: Tensor, shift: Tensor, batch: Batch
+        self,
+        volume: Tensor,
+        rotation: Tensor,
+        shift: Tensor,
+        batch: Batch,
+        conformation: Tensor | None = None,
     ) -> ImageLikelihood:
         """Distribution of the images given every latent site."""
-        slices = self.volume.slices(volume, rotation)
+        slices = self.volume.slices(volume, rotation, conformation)
         phase = shift_phase(self.band, shift, self.pixel_size)
         scale, spread = self.contrast(batch.index)
         ctf = batch.ctf[:, : len(self.band)] * scale[:, None]

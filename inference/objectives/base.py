@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from cryoprob.fourier.gaussian_map import AnyMap, mean_of, variance_of
+from cryoprob.fourier.gaussian_map import AnyMap, GaussianMap, mean_of
 from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models import sites
@@ -58,12 +58,10 @@ def log_terms(
     """
     values = {sites.ROTATION: poses.rotation, sites.SHIFT: poses.shift}
     values[sites.VOLUME] = mean_of(volume)
+    if poses.conformation is not None:
+        values[sites.CONFORMATION] = poses.conformation
     trace = poutine.trace(poutine.condition(model, values)).get_trace(batch)
-    given = {
-        site
-        for site, part in ((sites.ROTATION, guide.rotation), (sites.SHIFT, guide.shift))
-        if isinstance(part, Known)
-    }
+    given = {site for site, part in guide.sites.items() if isinstance(part, Known)}
     prior, likelihood = torch.zeros_like(poses.log_q), torch.zeros_like(poses.log_q)
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or name in given or not node["cond_indep_stack"]:
@@ -72,8 +70,9 @@ def log_terms(
         found = law.log_prob(node["value"])
         if name == sites.IMAGE:
             likelihood = likelihood + found
-            variance = variance_of(volume, model.linear_volume.slicer, poses.rotation)
-            if variance is not None:
+            if isinstance(volume, GaussianMap):
+                slicer = model.linear_volume.slicer
+                variance = volume.slice_variance(slicer, poses.rotation)
                 likelihood = likelihood - law.log_prob_lost(variance)
         else:
             prior = prior + found

@@ -32,14 +32,12 @@ class Sleep(Objective):
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """Log q at the drawn poses, [N]."""
         given = {sites.VOLUME: mean_of(volume)}
-        for site, part in ((sites.ROTATION, guide.rotation), (sites.SHIFT, guide.shift)):
+        for site, part in guide.sites.items():
             if isinstance(part, Known):
                 given[site] = part.mode(batch)
         with torch.no_grad():
             free = poutine.condition(poutine.uncondition(model), given)
             nodes: Any = poutine.trace(free).get_trace(batch).nodes
-        rotation, shift, image = (
-            nodes[site]["value"] for site in (sites.ROTATION, sites.SHIFT, sites.IMAGE)
-        )
+        drawn = replace(batch, image=nodes[sites.IMAGE]["value"])
         guide.forget()
-        return guide.log_score(replace(batch, image=image), rotation, shift)
+        return guide.log_score(drawn, *(nodes[site]["value"] for site in guide.sites))

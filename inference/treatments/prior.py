@@ -8,7 +8,7 @@ from torch import Tensor
 from cryoprob.checks import require
 from cryoprob.inference.laws.base import Draws
 from cryoprob.inference.treatments.base import Drawn
-from cryoprob.models.poses.base import PosePrior
+from cryoprob.models.local_prior import LocalPrior
 from cryoprob.particles import Batch
 
 __all__ = ["Prior"]
@@ -28,7 +28,7 @@ class Prior(Drawn):
         If it is on a grid; use ``Exact`` there.
     """
 
-    def __init__(self, prior: PosePrior) -> None:
+    def __init__(self, prior: LocalPrior) -> None:
         super().__init__()
         require(not prior.enumerable, "prior", expected="a continuous one", got="a grid")
         self.prior = prior

@@ -1,36 +1,13 @@
-"""What a pose prior is: a distribution, on a continuum or on a grid that can be enumerated."""
+"""What the prior of a shift is."""
 
-from abc import ABC, abstractmethod
+from torch import Tensor
 
-from pyro.distributions import TorchDistribution
-from pyro.poutine.runtime import InferDict
-from torch import Tensor, nn
+from cryoprob.models.local_prior import LocalPrior
 
-__all__ = ["PosePrior", "ShiftPrior"]
+__all__ = ["ShiftPrior"]
 
 
-class PosePrior(nn.Module, ABC):
-    """Prior of a rotation or of a shift.
-
-    Attributes
-    ----------
-    enumerable
-        The support is a grid, with cell masses that add up to 1.
-    """
-
-    enumerable: bool = False
-
-    @abstractmethod
-    def prior(self) -> TorchDistribution:
-        """The distribution of one particle's pose."""
-
-    @property
-    def infer(self) -> InferDict:
-        """Pyro's hint: enumerate the site in parallel where it can be."""
-        return {"enumerate": "parallel"} if self.enumerable else {}
-
-
-class ShiftPrior(PosePrior):
+class ShiftPrior(LocalPrior):
     """Prior of a shift.
 
     Attributes

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from cryoprob.geometry.grids import RotationGrid
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.geometry.symmetry import asymmetric, point_group
-from cryoprob.models.poses.base import PosePrior
+from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.poses.grid import GridDistribution
 from cryoprob.models.poses.rotation_support import rotation_matrix
 from cryoprob.types import Rotations, Sizes
@@ -47,7 +47,7 @@ class Haar(TorchDistribution):
         return value.new_zeros(shape)
 
 
-class UniformRotation(PosePrior):
+class UniformRotation(LocalPrior):
     """Uniform orientations on all of SO(3); :meth:`discretize` puts them on a grid, explicitly."""
 
     anchor: Tensor
@@ -69,7 +69,7 @@ class UniformRotation(PosePrior):
         return RotationGridPrior(order, symmetry=symmetry, turn=turn, like=self.anchor)
 
 
-class RotationGridPrior(PosePrior):
+class RotationGridPrior(LocalPrior):
     """Uniform orientations on a HEALPix x circle grid of 72 * 8^order equal cells.
 
     Parameters

@@ -19,11 +19,17 @@ class Volume(nn.Module, ABC):
     ----------
     linear_in_coefficients
         Slices are a linear map of the coefficients, so that a closed-form update exists.
+    linear_in_conformation
+        Slices are an affine map of the conformation's numbers, whose posterior is then normal.
+    conformation_size
+        Numbers (or states) of the conformation that its slices take; 0 where they take none.
     band
         The frequencies at which slices are formed, m of them.
     """
 
     linear_in_coefficients: bool = False
+    linear_in_conformation: bool = False
+    conformation_size: int = 0
     band: Band
 
     @abstractmethod
@@ -31,12 +37,21 @@ class Volume(nn.Module, ABC):
         """Prior of the coefficients, batch shape ()."""
 
     @abstractmethod
-    def slices(self, coefficients: Tensor, rotation: Rotations) -> Coefficients:
-        """Central slices [*, m] at rotations [*, 3, 3]; batches of both are broadcast."""
+    def slices(
+        self, coefficients: Tensor, rotation: Rotations, conformation: Tensor | None = None
+    ) -> Coefficients:
+        """Central slices [*, m] at rotations [*, 3, 3], of conformations [*, size] or states [*].
+
+        All batches are broadcast.
+        """
 
     @abstractmethod
-    def density(self, coefficients: Tensor) -> Maps:
-        """The map [D, D, D] of the coefficients."""
+    def density(self, coefficients: Tensor, conformation: Tensor | None = None) -> Maps:
+        """The maps [*, D, D, D] of the coefficients, of conformations [*, size] or states [*]."""
+
+    @abstractmethod
+    def set_band(self, radius: int) -> None:
+        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
 
 
 class LinearVolume(Volume):
@@ -56,10 +71,6 @@ class LinearVolume(Volume):
     tau2: Tensor
     interpolation: str
     slicer: Slicer
-
-    @abstractmethod
-    def set_band(self, radius: int) -> None:
-        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
 
     @abstractmethod
     def slicer_at(self, radius: int) -> Slicer:

@@ -94,7 +94,9 @@ class FourierVoxels(LinearVolume):
         """Radial Gaussian prior."""
         return SpectralGaussian(self.tau2, self.box)
 
-    def slices(self, coefficients: Maps, rotation: Rotations) -> Coefficients:
+    def slices(
+        self, coefficients: Maps, rotation: Rotations, conformation: Tensor | None = None
+    ) -> Coefficients:
         """Central slices [*, m] of maps [*, D, D, D], their batches broadcast; maps one by one."""
         if coefficients.dim() == 3:
             return self.slicer.slices(coefficients, rotation)
@@ -107,6 +109,6 @@ class FourierVoxels(LinearVolume):
         pairs = zip(coefficients, shares, strict=True)
         return torch.stack([self.slices(*pair) for pair in pairs], 1 - axis)
 
-    def density(self, coefficients: Maps) -> Maps:
+    def density(self, coefficients: Maps, conformation: Tensor | None = None) -> Maps:
         """The map itself."""
         return coefficients
