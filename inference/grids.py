@@ -4,8 +4,8 @@ import torch
 
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.schedule import Schedule
-from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.local_prior import LocalPrior
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.base import ShiftPrior
 from cryoprob.models.poses.gaussian_shift import GaussianShift, ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior, UniformRotation

@@ -32,11 +32,12 @@ class Half:
 
 def pack_half(half: Half) -> dict[str, Any]:
     """The numbers of a model and its guide."""
-    model = half.model
+    model, state = half.model, half.model.conformation
     return {
         "guide": half.guide.state_dict(),
         "optimizer": half.optimizer,
-        "tau2": model.linear_volume.tau2,
+        "volume": model.volume.state_dict(),
+        "conformation": {} if state is None else state.state_dict(),
         "sigma2": model.noise.sigma2,
         "shift_sigma": model.shift.sigma,
         "scale": model.contrast.scale,
@@ -48,11 +49,13 @@ def pack_half(half: Half) -> dict[str, Any]:
 def unpack_half(half: Half, packed: dict[str, Any]) -> None:
     """Put the numbers of a checkpoint back."""
     model = half.model
-    model.linear_volume.set_band(int(packed["radius"]))
+    model.volume.set_band(int(packed["radius"]))
+    model.volume.load_state_dict(packed["volume"])
+    if model.conformation is not None:
+        model.conformation.load_state_dict(packed["conformation"])
     half.guide.load_state_dict(packed["guide"])
     half.optimizer = packed["optimizer"]
     for name, target in (
-        ("tau2", model.linear_volume.tau2),
         ("sigma2", model.noise.sigma2),
         ("shift_sigma", model.shift.sigma),
         ("scale", model.contrast.scale),

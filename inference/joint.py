@@ -1,10 +1,11 @@
-"""Map and q raised together by gradient steps on minibatches, from nothing or from a map.
+"""Volume and q raised together by gradient steps on minibatches, from nothing or from a start.
 
 How autoencoders are trained, and variational ones; no search, no M-step. The band grows with the
 steps, and the noise starts at the images' power and follows the residual, so that the likelihood
-is tempered while the map explains little and sharpens by itself.
+is tempered while the volume explains little and sharpens by itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import cos, pi
 from time import perf_counter
@@ -15,18 +16,20 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
+from cryoprob.checks import require
 from cryoprob.fourier.bands import full_band
+from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half, pack_half, unpack_half
 from cryoprob.inference.learn import check_finite, local_parameters, seeded, trained
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.solvent import Solvent
+from cryoprob.models import sites
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch, ParticleStack
 
 __all__ = ["Joint", "JointState", "follow"]
 
 _RECORD = 50
-_MARCHING = 0.6
 _NOISE_RATE = 0.1
 _STEEPEST = 100.0
 _LEAST = 2e-3
@@ -66,28 +69,35 @@ class JointState:
 
 @dataclass(frozen=True)
 class Joint:
-    """Gradient EM of a guide whose poses are laws: one Adam for the map and for q.
+    """Gradient EM of a guide whose local sites are known or laws: one Adam for volume and q.
 
     Parameters
     ----------
     objective
-        What is raised, with the log prior of the map: ``Elbo``, ``Iwae``, ``ProfileLogJoint`` or
-        ``Symmetric``.
+        What is raised, with the log prior of the volume: ``Elbo``, ``Iwae``, ``ProfileLogJoint``,
+        ``Symmetric`` or ``RingCorrelation``.
     seed
-        Of the minibatches, of the draws, and of the first map where the given one is zero.
+        Of the minibatches, of the draws, and of the first volume where the given one is zero.
     steps
         Gradient steps in all.
     batch
         Images of each.
-    rate, map_rate
-        Of Adam: for q, and for voxels in units of their usual size.
+    rate, volume_rate
+        Of Adam: for q, and for coefficients in units of their usual size.
     first_radius, radius
-        Largest shell at the start, and after 60 % of the steps.
+        Largest shell at the start, and after ``marching`` of the steps.
+    marching
+        Share of the steps in which the band grows; rates fall in the rest.
     noise
         Whether noise spectra follow the residual.
+    held
+        Sites (``volume``, ``rotation``, ``shift``, ``conformation``) that stay as they are, and up
+        to which share of the steps: a pose-only phase is ``{"volume": 0.3, "conformation": 0.3}``.
     teacher
         What trains q instead, where given (``Sleep``: wake-sleep); the objective then trains the
-        map alone.
+        volume alone.
+    solvent
+        Mask of volumes that are maps.
 
     Notes
     -----
@@ -100,11 +110,19 @@ class Joint:
     steps: int = 3000
     batch: int = 64
     rate: float = 1e-3
-    map_rate: float = 0.05
+    volume_rate: float = 0.05
     first_radius: int = 3
     radius: int = 10
+    marching: float = 0.6
     noise: bool = True
+    held: Mapping[str, float] = field(default_factory=dict)
     teacher: Objective | None = None
+    solvent: Solvent = Solvent("sphere")  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        known = (sites.VOLUME, sites.ROTATION, sites.SHIFT, sites.CONFORMATION)
+        unknown = sorted(set(self.held) - set(known))
+        require(not unknown, "held", expected=" or ".join(known), got=", ".join(unknown))
 
     def step(self, state: JointState, stack: ParticleStack) -> dict[str, Any]:
         """Fifty gradient steps; returns (and appends) their record."""
@@ -112,8 +130,10 @@ class Joint:
         first = state.iteration * _RECORD
         count = min(_RECORD, self.steps - first)
         with seeded(self.seed * 100003 + state.iteration), trained(half):
-            if state.iteration == 0:
-                self._scatter(half)
+            voxels = half.guide.volume.coefficients.data
+            if state.iteration == 0 and not voxels.any():
+                generator = torch.Generator().manual_seed(self.seed)
+                voxels.copy_(half.model.volume.start(generator))
             optimizer = self._optimizer(half)
             values = [
                 self._gradient_step(half, stack, optimizer, first + n, n % 10 == 0)
@@ -133,13 +153,6 @@ class Joint:
             optimizer.load_state_dict(half.optimizer)
         return optimizer
 
-    def _scatter(self, half: Half) -> None:
-        """Start at small random density where there is none."""
-        voxels = half.guide.volume.coefficients.data
-        if not voxels.any():
-            white = torch.randn(voxels.shape, dtype=torch.float64).to(voxels)
-            voxels.copy_(Solvent("sphere")(white * (0.05 * _usual(half.model)), 1.0))
-
     def _gradient_step(
         self, half: Half, stack: ParticleStack, optimizer: Adam, step: int, noise: bool
     ) -> Tensor:
@@ -150,24 +163,35 @@ class Joint:
         index = half.index[torch.randint(len(half.index), (self.batch,))]
         batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
         sigma2 = like.requires_grad_(noise and self.noise)
-        value = self.objective(model, guide, guide.volume.coefficients, batch)
+        volume = guide.volume.coefficients
+        value = self.objective(model, guide, volume, batch)
         check_finite(value, index, stack.image_names, f"gradient step {step + 1}")
-        prior = model.volume.prior().log_prob(guide.volume.coefficients) / len(half.index)
+        prior = model.volume.prior().log_prob(volume) / len(half.index)
         optimizer.zero_grad()
         (-value.mean() - prior).backward()  # type: ignore[no-untyped-call]
         if self.teacher is not None:
             self._teach(half, batch)
+        self._hold(guide, step)
         clip_grad_norm_(local_parameters(guide), _STEEPEST, error_if_nonfinite=True)
         optimizer.step()
         guide.forget()
-        voxels = guide.volume.coefficients
-        voxels.data = Solvent("sphere")(voxels.data, model.pixel_size)
+        if model.volume.is_map:
+            volume.data = self.solvent(volume.data, model.pixel_size)
         gradient = sigma2.grad
         model.noise.sigma2 = sigma2.detach()
         if gradient is not None:
-            count = torch.bincount(batch.group, minlength=len(sigma2))
-            follow(model, -gradient, count, _NOISE_RATE)
+            follow(model, -gradient, batch, _NOISE_RATE)
         return value.detach().mean()
+
+    def _hold(self, guide: Guide, step: int) -> None:
+        """Take the gradients off what is held at this step."""
+        parts = {sites.VOLUME: guide.volume, **guide.sites}
+        held = [name for name, share in self.held.items() if step < share * self.steps]
+        free = {p for name, part in parts.items() if name not in held for p in part.parameters()}
+        for name in held:
+            for parameter in parts[name].parameters() if name in parts else ():
+                if parameter not in free:  # an encoder may be shared
+                    parameter.grad = None
 
     def _teach(self, half: Half, batch: Batch) -> None:
         """The teacher's gradients for q in the place of the objective's."""
@@ -182,13 +206,13 @@ class Joint:
     def _schedule(self, model: ParticleModel, optimizer: Adam, step: int) -> None:
         """Band and rates of a step: the band grows first, then the rates fall to zero."""
         share = step / self.steps
-        growth = (self.radius - self.first_radius) * min(1.0, share / _MARCHING)
+        growth = (self.radius - self.first_radius) * min(1.0, share / max(self.marching, 1e-9))
         radius = self.first_radius + int(growth)
         if radius != model.band.radius:
-            model.linear_volume.set_band(radius)
-        late = max(0.0, (share - _MARCHING) / (1 - _MARCHING))
+            model.volume.set_band(radius)
+        late = max(0.0, (share - self.marching) / max(1 - self.marching, 1e-9))
         fall = (1 + cos(pi * late)) / 2
-        rates = self.rate, self.map_rate * _usual(model)
+        rates = self.rate, self.volume_rate * model.volume.unit
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * fall
 
@@ -205,12 +229,7 @@ class Joint:
         }
 
 
-def _usual(model: ParticleModel) -> float:
-    """The usual size of a voxel: the prior's standard deviation at low frequencies."""
-    return float(model.linear_volume.tau2[1:6].mean().sqrt())
-
-
-def follow(model: ParticleModel, gradient: Tensor, count: Tensor, rate: float) -> None:
+def follow(model: ParticleModel, gradient: Tensor, batch: Batch, rate: float) -> None:
     """Move noise spectra toward the residual that the objective's own gradient tells of.
 
     ``d log p / d sigma2 = (residual / sigma2 - numbers) / (2 sigma2)`` for each image and shell,
@@ -219,17 +238,18 @@ def follow(model: ParticleModel, gradient: Tensor, count: Tensor, rate: float) -
     Parameters
     ----------
     gradient
-        Of the mean objective of a batch in sigma2, [G, S].
-    count
-        Images of each group in it, [G].
+        Of the mean objective of the batch in sigma2, [G, S].
+    batch
+        The images.
     rate
         Part of the way, geometric.
     """
     sigma2 = model.noise.sigma2
     numbers = full_band(model.band.box).numbers_per_shell().to(sigma2)
+    count = torch.bincount(batch.group, minlength=len(sigma2))
     share = (count / count.sum()).to(sigma2)[:, None].clamp(min=1e-12)
     found = sigma2 * (1 + 2 * sigma2 * gradient / (share * numbers.clamp(min=1)))
-    found = found.clamp(min=_LEAST * model.band.box * float(model.linear_volume.tau2.mean()))
+    found = found.clamp(min=_LEAST * float(batch.power.sum(1).mean()) / model.band.box**2)
     seen = count > 0
     mixed = torch.exp((1 - rate) * sigma2.log() + rate * found.log())
     sigma2[seen] = mixed[seen]

@@ -8,8 +8,8 @@ from cryoprob.fourier.bands import Band
 from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.blur import Blur
 from cryoprob.inference.filtered import Filtered
-from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.local_prior import LocalPrior
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 

@@ -9,8 +9,8 @@ from cryoprob.models import sites
 from cryoprob.models.conformations.base import Conformation
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
-from cryoprob.models.noises.base import Noise
 from cryoprob.models.local_prior import LocalPrior
+from cryoprob.models.noises.base import Noise
 from cryoprob.models.poses.base import ShiftPrior
 from cryoprob.models.volumes.base import LinearVolume, Volume
 from cryoprob.particles import Batch

@@ -3,19 +3,19 @@
 from math import log
 
 import torch
-from pyro.distributions import Delta, Normal, TorchDistribution
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
-from cryoprob.checks import require
 from cryoprob.geometry.grids import RotationGrid
 from cryoprob.geometry.rotations import about_z
 from cryoprob.inference.laws.base import Law
+from cryoprob.inference.laws.vectors import DiracVector, NormalVector, checked_length
 from cryoprob.types import Shifts
 
 __all__ = ["DiracShift", "NormalShift", "TurningShift"]
 
 
-class DiracShift(Law):
+class DiracShift(DiracVector):
     """All mass at one shift: modal inference.
 
     Parameters
@@ -25,30 +25,11 @@ class DiracShift(Law):
         :meth:`log_score` counts errors; take about that of a usual shift.
     """
 
-    size, has_density = 2, False
-
     def __init__(self, unit_A: float) -> None:
-        super().__init__()
-        self.unit = _checked("unit of a shift", unit_A)
-
-    def forward(self, numbers: Tensor) -> Delta:
-        """The Dirac."""
-        return Delta(self.mode(numbers), event_dim=1)
-
-    def numbers(self, value: Shifts) -> Tensor:
-        """The shift in units."""
-        return value / self.unit
-
-    def mode(self, numbers: Tensor) -> Shifts:
-        """The shift."""
-        return numbers * self.unit
-
-    def log_score(self, numbers: Tensor, value: Shifts) -> Tensor:
-        """Minus half the squared distance, in units."""
-        return -(self.numbers(value) - numbers).square().sum(-1) / 2
+        super().__init__(2, unit_A)
 
 
-class NormalShift(Law):
+class NormalShift(NormalVector):
     """A normal law of independent axes.
 
     Parameters
@@ -64,47 +45,11 @@ class NormalShift(Law):
     def __init__(
         self, unit_A: float, width_A: float | None = None, *, fixed: bool = False
     ) -> None:
-        super().__init__()
-        self.unit = _checked("unit of a shift", unit_A)
-        self.width = self.unit if width_A is None else _checked("width of a shift", width_A)
-        self.fixed = fixed
-        self.size = 2 if fixed else 4
-
-    def forward(self, numbers: Tensor) -> TorchDistribution:
-        """The normal law."""
-        found: TorchDistribution = Normal(self.mode(numbers), self._width(numbers)).to_event(1)
-        return found
-
-    def numbers(self, value: Shifts) -> Tensor:
-        """The shift in units, and the starting width."""
-        return self._around(value, torch.full_like(value, self.width))
-
-    def around(self, value: Shifts, covariance: Tensor) -> Tensor:
-        """Numbers of the law of mean ``value`` and the variances of ``covariance`` [*, 2, 2]."""
-        return self._around(value, covariance.diagonal(dim1=-2, dim2=-1).sqrt())
-
-    def _around(self, value: Shifts, width: Tensor) -> Tensor:
-        mean = value / self.unit
-        return mean if self.fixed else torch.cat([mean, torch.log(width / self.unit)], -1)
-
-    def mode(self, numbers: Tensor) -> Shifts:
-        """The mean."""
-        return numbers[..., :2] * self.unit
+        super().__init__(2, unit_A, width_A, fixed=fixed)
 
     def width_A(self, numbers: Tensor) -> Tensor:
         """Geometric mean of the two widths, Angstrom, [*]."""
-        return self._width(numbers).log().mean(-1).exp()
-
-    def log_score(self, numbers: Tensor, value: Shifts) -> Tensor:
-        """Log density per squared Angstrom."""
-        score: Tensor = self(numbers).log_prob(value)
-        return score
-
-    def _width(self, numbers: Tensor) -> Tensor:
-        if self.fixed:
-            return torch.full_like(numbers[..., :2], self.width)
-        lowest = log(1e-3)
-        return self.unit * torch.exp(numbers[..., 2:].clamp(lowest, -lowest))
+        return self.widths(numbers).log().mean(-1).exp()
 
 
 class TurningShift(Law):
@@ -131,8 +76,8 @@ class TurningShift(Law):
     ) -> None:
         super().__init__()
         self.has_density = not modal
-        self.unit = _checked("unit of a shift", unit_A)
-        self.width = self.unit if width_A is None else _checked("width of a shift", width_A)
+        self.unit = checked_length("unit of a shift", unit_A)
+        self.width = self.unit if width_A is None else checked_length("width of a shift", width_A)
         turns = about_z(RotationGrid(order).psi_deg())[:, :2, :2]
         self.register_buffer("turns", turns, persistent=False)
         self.size = 4 * len(turns)
@@ -168,8 +113,3 @@ class TurningShift(Law):
         """Weights [*, P], vectors in turning axes [*, P, 2], and log widths [*, P]."""
         parts = numbers.unflatten(-1, (len(self.turns), 4))
         return torch.softmax(parts[..., 2], -1), parts[..., :2], parts[..., 3]
-
-
-def _checked(where: str, length: float) -> float:
-    require(length > 0, where, expected="a positive length (Angstrom)", got=f"{length:g}")
-    return length

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ class Volume(nn.Module, ABC):
         Slices are an affine map of the conformation's numbers, whose posterior is then normal.
     conformation_size
         Numbers (or states) of the conformation that its slices take; 0 where they take none.
+    is_map
+        The coefficients are the voxels of one map, [D, D, D], so that masks apply to them.
     band
         The frequencies at which slices are formed, m of them.
     """
@@ -30,7 +33,13 @@ class Volume(nn.Module, ABC):
     linear_in_coefficients: bool = False
     linear_in_conformation: bool = False
     conformation_size: int = 0
+    is_map: bool = False
     band: Band
+
+    @property
+    def unit(self) -> float:
+        """Size of a usual coefficient, in which steps are counted."""
+        return 1.0
 
     @abstractmethod
     def prior(self) -> TorchDistribution:
@@ -48,6 +57,10 @@ class Volume(nn.Module, ABC):
     @abstractmethod
     def density(self, coefficients: Tensor, conformation: Tensor | None = None) -> Maps:
         """The maps [*, D, D, D] of the coefficients, of conformations [*, size] or states [*]."""
+
+    @abstractmethod
+    def start(self, generator: torch.Generator) -> Tensor:
+        """Coefficients from which a fit from nothing starts, drawn on the CPU."""
 
     @abstractmethod
     def set_band(self, radius: int) -> None:

@@ -10,6 +10,7 @@ from cryoprob.checks import require
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import spread
 from cryoprob.fourier.slices import Slicer
+from cryoprob.masks import sphere
 from cryoprob.models.volumes.base import LinearVolume
 from cryoprob.models.volumes.fourier_gaussian import FourierGaussian
 from cryoprob.types import Coefficients, Maps, Rotations, Sizes
@@ -72,6 +73,19 @@ class FourierVoxels(LinearVolume):
         self.register_buffer("tau2", tau2)
         self.box, self.interpolation = box, interpolation
         self.set_band(box // 2 - 1 if radius is None else radius)
+
+    is_map = True
+
+    @property
+    def unit(self) -> float:
+        """Standard deviation of a mode at low frequencies, which is about that of a voxel."""
+        return float(self.tau2[1:6].mean().sqrt())
+
+    def start(self, generator: torch.Generator) -> Maps:
+        """Small random density inside of a sphere, [D, D, D]."""
+        white = torch.randn([self.box] * 3, generator=generator, dtype=torch.float64)
+        ball = sphere(self.box, 0.44 * self.box, 0.05 * self.box)
+        return (white * ball).to(self.tau2) * (0.05 * self.unit)
 
     def set_band(self, radius: int) -> None:
         """Explain the images up to shell ``radius`` only; beyond it they are noise."""

@@ -18,6 +18,7 @@ from cryoprob.inference.m_step import solve_volume, update_noise
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.objectives.symmetric import Symmetric
+from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
@@ -55,10 +56,9 @@ def run(algorithm, state, stack):
     run_loop(algorithm, state, stack, stage="", steps=9, observer=Quiet(), save=lambda: None)
 
 
-def test_known_poses_end_at_the_exact_m_step(problem, monkeypatch):
-    monkeypatch.setattr("cryoprob.inference.joint.Solvent", lambda _: lambda voxels, _: voxels)
+def test_known_poses_end_at_the_exact_m_step(problem):
     state = JointState(half(problem))
-    run(joint(Elbo(), steps=600, map_rate=0.3, noise=False), state, problem.stack)
+    run(joint(Elbo(), steps=600, volume_rate=0.3, noise=False, solvent=Solvent("none")), state, problem.stack)
     statistics = e_step(problem.model, state.half.guide, problem.stack)
     equations = statistics.insertion.equations()
     found = state.half.guide.volume.coefficients.data
@@ -82,7 +82,7 @@ def test_the_gradient_in_sigma2_tells_of_the_residual(problem):
     value = Elbo()(problem.model, problem.guide, problem.volume, problem.batch).mean()
     (gradient,) = torch.autograd.grad(value, sigma2)
     problem.model.noise.sigma2 = sigma2.detach()
-    follow(problem.model, gradient, torch.bincount(problem.stack.group), 1.0)
+    follow(problem.model, gradient, problem.batch, 1.0)
     torch.testing.assert_close(problem.model.noise.sigma2, wanted.noise.sigma2)
 
 
