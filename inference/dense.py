@@ -113,11 +113,18 @@ class DensePosterior:
         """Log p(image | volume), [n] (float64)."""
         return self.images.noise_only + self.log_sum
 
-    def accumulate(self, numerator: Tensor, weight: Tensor) -> None:
-        """Add the M-step sums to ``numerator`` [Q, 2m] and ``weight`` [Q, m], in place."""
-        flat = self.weights.flatten(0, 1)
-        numerator.addmm_(flat.T, self.rows)
-        weight.addmm_(self.rotation_weights.T, self.images.transfer)
+    def accumulate(self, numerator: Tensor, weight: Tensor, share: Tensor | None = None) -> None:
+        """Add the M-step sums to ``numerator`` [Q, 2m] and ``weight`` [Q, m], in place.
+
+        Each image counts by its ``share`` [n], where given.
+        """
+        rows, transfer = self.rows, self.images.transfer
+        if share is not None:
+            share = share.to(transfer)
+            rows = rows * share.repeat_interleave(len(self.grid.shifts))[:, None]
+            transfer = transfer * share[:, None]
+        numerator.addmm_(self.weights.flatten(0, 1).T, rows)
+        weight.addmm_(self.rotation_weights.T, transfer)
 
     @cached_property
     def rotation_weights(self) -> Tensor:
@@ -138,10 +145,11 @@ class DensePosterior:
         value, cell = value.topk(min(count, value.shape[1]), 1)
         return value, self.grid.rotations[cell], self.grid.shifts[place.gather(1, cell)]
 
-    def shift_power(self) -> Tensor:
-        """Sum over the block of the posterior mean of |shift|^2 (float64)."""
+    def shift_power(self, share: Tensor | None = None) -> Tensor:
+        """Sum over the block of the posterior mean of |shift|^2 (float64), in shares [n]."""
         square = (self.grid.shifts**2).sum(-1)
-        return (self.shift_weights @ square).double().sum()
+        each = (self.shift_weights @ square).double()
+        return each.sum() if share is None else (each * share).sum()
 
     def summary(self) -> PosteriorSummary:
         """The block's posterior in a few numbers per image."""

@@ -29,11 +29,11 @@ from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 from cryoprob.particles import ParticleStack
 
-__all__ = ["chunks", "e_step", "near_cells", "neighborhood"]
+__all__ = ["SUMMED", "chunks", "e_step", "near_cells", "neighborhood", "nothing_yet"]
 
 _CHUNK_BYTES = 2**27
 _CHUNK_IMAGES = 2048
-_SUMMED = Keep(1 - 1e-4)
+SUMMED = Keep(1 - 1e-4)
 """Posterior mass that goes into the sums of a pruned search; its evidence has all of it."""
 
 
@@ -61,7 +61,7 @@ def e_step(
     """
     index = torch.arange(len(stack)) if index is None else index.cpu()
     with torch.no_grad():
-        statistics = _nothing_yet(model, len(stack), symmetry)
+        statistics = nothing_yet(model, len(stack), symmetry)
         run = _route(model, guide, stack, draws)
         for images in chunks(model, stack, index):
             statistics.add_power(images, model.noise.sigma2)
@@ -102,7 +102,8 @@ def chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterato
             yield filter_images(model, stack, members[part])
 
 
-def _nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
+def nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
+    """Empty sums for ``count`` images."""
     sigma2 = model.noise.sigma2
     return Statistics(
         Insertion(model.linear_volume.slicer, point_group(symmetry)),
@@ -145,7 +146,7 @@ def _pruned(
         _dense(model, volume, fine, size, images, to)
         return
     search = PrunedPass(model, volume, fine, images, found, size)
-    search.collect(search.scan(Keep(1.0) if exact.mass == 1 else _SUMMED), to)
+    search.collect(search.scan(Keep(1.0) if exact.mass == 1 else SUMMED), to)
 
 
 def _local(
@@ -161,7 +162,7 @@ def _local(
     assert isinstance(guide.rotation, Near)
     found = near_cells(model, volume, guide, stack, images)
     search = PrunedPass(model, volume, fine, images, found, guide.rotation.block_bytes)
-    search.collect(search.scan(_SUMMED), to)
+    search.collect(search.scan(SUMMED), to)
 
 
 def near_cells(

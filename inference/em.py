@@ -1,6 +1,6 @@
 """Exact EM with frequency marching, grids that grow finer, and half sets: init and step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import shell_mean
+from cryoprob.inference.class_e_step import class_e_step
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.grids import pose_grids
 from cryoprob.inference.half import Half, pack_half, unpack_half
@@ -23,12 +24,15 @@ from cryoprob.inference.m_step import (
     update_shift_sigma,
     update_tau2,
 )
+from cryoprob.inference.members import Expectation, Member
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.statistics import Statistics
 from cryoprob.inference.treatments.base import Drawn, Near
 from cryoprob.inference.treatments.known import Known
 from cryoprob.metrics.fsc import fsc, last_shell
+from cryoprob.models.conformations.classes import Classes
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
 __all__ = ["EM", "EMState"]
@@ -118,12 +122,15 @@ class EM:
             self._m_step(state, half, statistics, rounds=2 if grew else 1)
         self._resolve(state, stack.box)
         for half in state.halves:
-            half.guide.volume.settle(half.model.linear_volume.tau2)
+            if half.guide.volume.has_density:
+                half.guide.volume.settle(half.model.linear_volume.tau2)
         record = self._record(state, parts, grew) | divergence
         state.history.append(record)
         return {**record, "seconds": perf_counter() - began}
 
-    def _expect(self, state: EMState, half: Half, number: int, stack: ParticleStack) -> Statistics:
+    def _expect(
+        self, state: EMState, half: Half, number: int, stack: ParticleStack
+    ) -> Expectation:
         """The E-step; what q learns by steps is learned first."""
         if self.learner is not None:
             with seeded(self.seed * 100003 + 2 * state.iteration + number):
@@ -141,8 +148,8 @@ class EM:
                 order = state.history[-1]["order"]
                 self._grids(half, order, 2 * (state.iteration - 1) + number)
 
-    def solve(self, half: Half, equations: NormalEquations) -> Solution:
-        """The map of some normal equations under a half's prior."""
+    def solve(self, half: Half | Member, equations: NormalEquations) -> Solution:
+        """The map of some normal equations under a half's (or a class's) prior."""
         start, tau2 = half.guide.volume.coefficients.data, half.model.linear_volume.tau2
         kind = self.schedule.m_step
         limit = 1 if kind == "gradient" else 100
@@ -166,7 +173,7 @@ class EM:
         grew = radius > first.model.band.radius or order > state.order or state.iteration == 0
         state.order = order
         for number, half in enumerate(state.halves):
-            half.model.linear_volume.set_band(radius)
+            half.model.volume.set_band(radius)
             if not known:
                 self._grids(half, order, 2 * state.iteration + number)
         return grew
@@ -201,44 +208,55 @@ class EM:
             least=least,
         )
 
-    def e_step(self, half: Half, stack: ParticleStack, number: int) -> Statistics:
+    def e_step(self, half: Half, stack: ParticleStack, number: int) -> Expectation:
         """The posteriors of a half's images; ``number`` seeds the draws of q, where it has any."""
         model, guide = half.model, half.guide
         with seeded(number):
-            return e_step(
-                model,
-                guide,
-                stack,
-                half.index,
-                symmetry=self.symmetry,
-                draws=max(self.schedule.draws, 1),
-            )
+            if isinstance(model.conformation, Classes):
+                return class_e_step(model, guide, stack, half.index, symmetry=self.symmetry)
+            kind = {"symmetry": self.symmetry, "draws": max(self.schedule.draws, 1)}
+            return Expectation.of(e_step(model, guide, stack, half.index, **kind))
 
-    def _m_step(self, state: EMState, half: Half, statistics: Statistics, rounds: int) -> None:
-        model, point = half.model, half.guide.volume
-        equations = statistics.insertion.equations(release=True)
-        for _ in range(rounds):
-            half.solution = self.solve(half, equations)
-            point.coefficients.data = half.solved.volume
-            if self.schedule.tau2 and len(state.halves) == 1:
-                update_tau2(model, half.solved)
-        point.coefficients.data = self.solvent(half.solved.volume, model.pixel_size)
-        point.observe(equations)
+    def _m_step(self, state: EMState, half: Half, found: Expectation, rounds: int) -> None:
+        """Every class's volume, then what the classes share."""
+        model, shared = half.model, found.parts[0]
+        parts, alone = half.members, len(state.halves) == 1
+        pairs = zip(parts, found.parts, strict=True)
+        half.solutions = [self._volume_step(one, sums, rounds, alone) for one, sums in pairs]
+        if parts[0].guide is not half.guide:
+            maps = [one.guide.volume.coefficients.data for one in parts]
+            half.guide.volume.coefficients.data = torch.stack(maps)
+        if isinstance(model.conformation, Classes):
+            model.conformation.update(found.shares[half.index].sum(0))
         if self.schedule.noise:
-            update_noise(model, statistics)
+            update_noise(model, shared)
         if self.schedule.shift_sigma:
-            update_shift_sigma(model, statistics)
+            update_shift_sigma(model, shared)
         if self.schedule.contrast:
-            update_contrast(model, statistics)
+            update_contrast(model, replace(shared, summary=found.summary))
+
+    def _volume_step(self, part: Member, sums: Statistics, rounds: int, alone: bool) -> Solution:
+        """The map of one class, and its prior power where there are no half maps to tell it."""
+        model, point = part.model, part.guide.volume
+        equations = sums.insertion.equations(release=True)
+        for _ in range(rounds):
+            solution = self.solve(part, equations)
+            point.coefficients.data = solution.volume
+            if self.schedule.tau2 and alone:
+                update_tau2(model, solution)
+        point.coefficients.data = self.solvent(solution.volume, model.pixel_size)
+        point.observe(equations)
+        return solution
 
     def _resolve(self, state: EMState, box: int) -> None:
         """Resolution, and the prior power from the half maps where there are two."""
         first = state.halves[0]
         if len(state.halves) == 1:
-            signal = first.model.linear_volume.tau2 * shell_mean(first.solved.weight)
-            state.shell = last_shell(signal[: box // 2 + 1].clamp(max=1e6), 1 / 3)
+            pairs = list(zip(first.members, first.solutions, strict=True))
+            state.shell = max(_resolved(one.model, solution, box) for one, solution in pairs)
             if self.schedule.tau2 and not isinstance(first.guide.rotation, Known):
-                lift_tau2(first.model, first.solved, state.shell)
+                for one, solution in pairs:
+                    lift_tau2(one.model, solution, state.shell)
             return
         maps = [half.guide.volume.coefficients.data for half in state.halves]
         state.curve = fsc(*maps)
@@ -246,7 +264,7 @@ class EM:
         for half in state.halves:
             tau2_from_fsc(half.model, half.solved, state.curve)
 
-    def _record(self, state: EMState, parts: list[Statistics], grew: bool) -> dict[str, Any]:
+    def _record(self, state: EMState, parts: list[Expectation], grew: bool) -> dict[str, Any]:
         images = sum(len(half.index) for half in state.halves)
         evidence = torch.cat(
             [p.summary.bound[h.index] for p, h in zip(parts, state.halves, strict=True)]
@@ -285,6 +303,12 @@ class EM:
         elif state.stalled >= 2:
             state.done = True
         state.done = state.done or state.iteration >= self.schedule.max_iterations
+
+
+def _resolved(model: ParticleModel, solution: Solution, box: int) -> int:
+    """The last shell with more signal than a third of the noise."""
+    signal = model.linear_volume.tau2 * shell_mean(solution.weight)
+    return last_shell(signal[: box // 2 + 1].clamp(max=1e6), 1 / 3)
 
 
 def _divergence(state: EMState) -> dict[str, float]:

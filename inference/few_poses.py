@@ -14,7 +14,7 @@ from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Rotations
 
-__all__ = ["Scores", "add_few"]
+__all__ = ["Scores", "add_few", "score_few"]
 
 Scores = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From log p(image | pose) over noise, [K, n], to log weights [K, n] and the bound over noise [n]
@@ -28,8 +28,12 @@ def add_few(
     poses: Poses,
     scores: Scores,
     to: Statistics,
+    share: Tensor | None = None,
 ) -> None:
-    """Insert images of one optics group at K poses each, in the shares that ``scores`` gives."""
+    """Insert images of one optics group at K poses each, in the weights that ``scores`` gives.
+
+    Each image counts by its ``share`` [n] in the sums, where given, and whole in its summary.
+    """
     slices = model.volume.slices(mean_of(volume), poses.rotation)
     power = power_of(volume, model.linear_volume.slicer, slices, poses.rotation)
     phase = shift_phase(model.band, poses.shift, model.pixel_size)
@@ -38,30 +42,40 @@ def add_few(
     energy = torch.linalg.vecdot(images.transfer, power)
     log_weight, bound = scores(cross - energy / 2)
     weight = log_weight.exp()
-    share = weight[..., None]
-    spread = images.transfer * share
+    each = weight[..., None]
+    counted = each if share is None else each * share.to(each)[:, None]
     group = int(images.group[0])
     to.add_slices(
         group,
-        (numerator * share).flatten(0, 1),
-        spread.flatten(0, 1),
+        (numerator * counted).flatten(0, 1),
+        (images.transfer * counted).flatten(0, 1),
         slices.flatten(0, 1),
         power.div_(2).flatten(0, 1),
         poses.rotation.flatten(0, 1),
         model.band,
         model.noise.sigma2[group],
     )
-    to.shift_power += (weight * poses.shift.square().sum(-1)).double().sum()
+    to.shift_power += (counted[..., 0] * poses.shift.square().sum(-1)).double().sum()
     summary = PosteriorSummary(
         bound=images.noise_only + bound,
         rotation=_mean(poses.rotation, weight),
-        shift=(share * poses.shift).sum(0),
+        shift=(each * poses.shift).sum(0),
         probability=weight.max(0).values,
         entropy=-(weight * poses.log_q).sum(0),
         cross=(weight * cross).sum(0),
         energy=(weight * energy).sum(0),
     )
     to.summary.put(images.index, summary)
+
+
+def score_few(model: ParticleModel, volume: AnyMap, images: Filtered, poses: Poses) -> Tensor:
+    """Log p(image | pose) over noise of images at K poses each, [K, n] (float64)."""
+    slices = model.volume.slices(mean_of(volume), poses.rotation)
+    power = power_of(volume, model.linear_volume.slicer, slices, poses.rotation)
+    phase = shift_phase(model.band, poses.shift, model.pixel_size)
+    numerator = (images.image * phase.conj()).resolve_conj()
+    cross = torch.linalg.vecdot(reals(numerator), reals(slices))
+    return (cross - torch.linalg.vecdot(images.transfer, power) / 2).double()
 
 
 def _mean(rotation: Rotations, weight: Tensor) -> Rotations:

@@ -66,7 +66,7 @@ def _look(
     """
     found: list[tuple[PosteriorSummary, NormalEquations, Tensor]] = []
     for number, half in enumerate(state.halves):
-        statistics = algorithm.e_step(half, stack, number)
+        statistics = algorithm.e_step(half, stack, number).parts[0]
         noise = statistics.insertion.noise(_DRAWS, generator)
         found.append((statistics.summary, statistics.insertion.equations(release=True), noise))
     summary, equations, noise = found[0]

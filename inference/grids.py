@@ -27,11 +27,11 @@ def pose_grids(
     The rotations are turned at random by ``seed`` (if the plan asks for it); the shifts are
     halved once per order above the plan's coarsest, and ``least`` times at least.
     """
-    tau2 = model.linear_volume.tau2
+    like = model.noise.sigma2
     generator = torch.Generator().manual_seed(seed)
     turn = random_rotations(1, generator, dtype=torch.float64)[0] if plan.turn else None
-    uniform = UniformRotation(tau2.dtype, tau2.device)
-    prior = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
+    uniform = UniformRotation(like.dtype, like.device)
+    prior = GaussianShift(float(model.shift.sigma), like.dtype, like.device)
     lengths = (plan.shift_extent * model.pixel_size, plan.shift_step * model.pixel_size)
     refine = max(order - plan.coarse_order, least)
     rotation = uniform.discretize(order, symmetry=symmetry, turn=turn)
@@ -47,9 +47,9 @@ def on_grid(
 
 def off_grid(model: ParticleModel) -> ParticleModel:
     """The same model, all other parts shared, with its poses on the continuum."""
-    tau2 = model.linear_volume.tau2
-    shift = GaussianShift(float(model.shift.sigma), tau2.dtype, tau2.device)
-    return _posed(model, UniformRotation(tau2.dtype, tau2.device), shift)
+    like = model.noise.sigma2
+    shift = GaussianShift(float(model.shift.sigma), like.dtype, like.device)
+    return _posed(model, UniformRotation(like.dtype, like.device), shift)
 
 
 def _posed(model: ParticleModel, rotation: LocalPrior, shift: ShiftPrior) -> ParticleModel:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.m_step import Solution
+from cryoprob.inference.members import Member, members
 from cryoprob.models.particle_model import ParticleModel
 
 __all__ = ["Half", "pack_half", "unpack_half"]
@@ -20,14 +21,18 @@ class Half:
     model: ParticleModel
     guide: Guide
     index: Tensor
-    solution: Solution | None = None
+    solutions: list[Solution] = field(default_factory=list)
     optimizer: dict[str, Any] = field(default_factory=dict)
 
     @property
     def solved(self) -> Solution:
-        """The last solution; there is one after the first M-step."""
-        assert self.solution is not None
-        return self.solution
+        """The last solution (of the first class); there is one after the first M-step."""
+        return self.solutions[0]
+
+    @property
+    def members(self) -> list[Member]:
+        """Its classes, or itself."""
+        return members(self.model, self.guide)
 
 
 def pack_half(half: Half) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class PrunedPass:
         self.log_sum = torch.full_like(images.noise_only, -torch.inf)
         self.peak = self.log_sum.clone()
         self.best = torch.zeros_like(images.index)
+        self.share: Tensor | None = None
         self._look_at(candidates)
 
     def scan(self, keep: Keep) -> Candidates:
@@ -98,12 +99,16 @@ class PrunedPass:
                 pairs.append(self._possible(scores.rows, region.cells, by_rotation))
         return self._select(pairs, by_shift, keep)
 
-    def collect(self, candidates: Candidates, statistics: Statistics) -> None:
+    def collect(
+        self, candidates: Candidates, statistics: Statistics, share: Tensor | None = None
+    ) -> None:
         """Add the M-step sums and write the images' summaries.
 
-        Over ``candidates`` of this level, which :meth:`scan` returned.
+        Over ``candidates`` of this level, which :meth:`scan` returned. Each image counts by its
+        ``share`` [n] in the sums, where given, and whole in its summary.
         """
         self._look_at(candidates)
+        self.share = share
         moments = _Moments(self)
         for region in self._regions():
             groups = self.images.group[region.rows]
@@ -180,11 +185,15 @@ class PrunedPass:
     ) -> None:
         """Turn scores into posterior weights and add them to the sums of a region."""
         log_sum = self.log_sum[scores.rows].to(weight)
-        relative = scores.logits.sub_(log_sum[:, None, None])
+        relative, width = scores.logits.sub_(log_sum[:, None, None]), scores.shift.shape[1]
         weights = relative.exp()
-        reals(numerator).addmm_(weights.flatten(0, 1).T, scores.filtered)
+        filtered, transfer = scores.filtered, scores.transfer
+        if self.share is not None:
+            share = self.share[scores.rows].to(transfer)[:, None]
+            filtered, transfer = filtered * share.repeat_interleave(width, 0), transfer * share
+        reals(numerator).addmm_(weights.flatten(0, 1).T, filtered)
         by_rotation = weights.sum(1)
-        weight.addmm_(by_rotation.T, scores.transfer)
+        weight.addmm_(by_rotation.T, transfer)
         safe = relative.masked_fill_(weights == 0, 0)
         log_weight = torch.linalg.vecdot(weights.flatten(1), safe.flatten(1))
         to.add(scores, region, by_rotation, weights.sum(2), log_weight)
@@ -250,7 +259,8 @@ class _Moments:
         self.log_weight[rows] += log_weight
         self.log_shift[rows] += torch.where(by_shift > 0, by_shift * log_shift, 0).sum(1)
         self.energy[rows] += 2 * torch.linalg.vecdot(by_rotation, scores.energy)
-        self.shift_power += (by_shift * (points**2).sum(-1)).double().sum()
+        power = (by_shift * (points**2).sum(-1)).double().sum(1)
+        self.shift_power += (power if owner.share is None else power * owner.share[rows]).sum()
 
     def summary(self) -> PosteriorSummary:
         """The chunk's posterior in a few numbers per image."""

@@ -30,6 +30,7 @@ from cryoprob.inference.grids import off_grid, on_grid, pose_grids
 from cryoprob.inference.half import Half
 from cryoprob.inference.learn import TableLearner, seeded
 from cryoprob.inference.local_search import climb
+from cryoprob.inference.natural_learner import NaturalLearner
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.schedule import Schedule
 from cryoprob.io.mrc import read_map
@@ -113,7 +114,7 @@ class Task:
                 volume = guide.volume.coefficients.data
                 recipe = Recipe(model, volume, plan, len(stack), self.seed)
                 learner = row.learner(recipe)
-                if isinstance(learner, TableLearner):  # free numbers of other images
+                if isinstance(learner, NaturalLearner | TableLearner):  # free numbers of other images
                     guide = row.guide(recipe)
                     learner.learn(Half(model, guide, torch.arange(len(stack))), stack, 0, order)
             found = e_step(model, guide, stack, draws=max(1, plan.draws)).summary
