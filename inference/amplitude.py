@@ -26,13 +26,14 @@ _FACTORS = 2.0 ** torch.arange(-8.0, 3.0, 0.5)
 def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmetry: str) -> str:
     """Scale the volume of a half to the images; returns what was done, in words.
 
-    The ladder starts where the map's projections would carry all of the images' power.
+    Of classes the first is looked at, and all are scaled. The ladder starts where the map's
+    projections would carry all of the images' power.
     """
-    model, point = half.model, half.guide.volume
+    first, point = half.members[0], half.guide.volume
+    model, given = first.model, first.guide.volume.coefficients.data
     if isinstance(half.guide.rotation, Known | Local):
         return "The reference's grey scale is taken as it is."
     model.linear_volume.set_band(schedule.radius(stack.box, 4))
-    given = point.coefficients.data
     turns = UniformRotation(given.dtype, given.device).discretize(1, symmetry=symmetry)
     extent = schedule.shift_extent * stack.pixel_size
     prior = GaussianShift(extent / 2, given.dtype, given.device)
@@ -48,5 +49,5 @@ def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmet
     best, factor = max(scores)
     if best < scores[-1][0] + 0.1:
         factor = 1.0
-    point.coefficients.data = factor * given
+    point.coefficients.data = factor * point.coefficients.data
     return f"The reference was multiplied by {factor:.3g} (grey scale of the images, by evidence)."

@@ -15,6 +15,7 @@ from cryoprob.inference.chains import Chains
 from cryoprob.inference.half import Half
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.pose_draws import draw_poses
+from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.optics import Optics
 from cryoprob.particles import ParticleStack
@@ -47,6 +48,7 @@ def fit_groups(
     summary: PosteriorSummary,
     history: list[dict[str, Any]],
     kind: str,
+    states: States | None = None,
 ) -> Groups:
     """What a fit knows without its images: ``posterior`` and ``sample_stats``.
 
@@ -68,6 +70,11 @@ def fit_groups(
         "entropy": (["image"], _numpy(summary.entropy), {"units": "nats"}),
         "max_probability": (["image"], _numpy(summary.probability)),
     }
+    if states is not None and states.shares.numel():
+        stats["class_probability"] = (["image", "class"], _numpy(states.shares))
+    if states is not None and states.mean.numel():
+        stats["conformation"] = (["image", "coordinate"], _numpy(states.mean))
+        stats["conformation_std"] = (["image", "coordinate"], _numpy(states.std))
     places = {"image": np.arange(len(summary.bound)), "axis": ["x", "y"]}
     return {
         "posterior": _power(volume[None, None], pixel_size),

@@ -13,12 +13,14 @@ from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.base import Treatment
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
+from cryoprob.models.conformations.classes import Classes
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.noises.radial_noise import RadialNoise
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+from cryoprob.models.volumes.mixture import Mixture
 from cryoprob.particles import ParticleStack
 
 __all__ = ["build_guide", "build_model", "image_power", "noise_log_density"]
@@ -64,7 +66,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> ParticleModel:
-    """A particle model whose noise starts at the images' own power.
+    """A particle model whose noise starts at the images' own power, with the schedule's classes.
 
     While the map explains nothing the noise explains all: the likelihood is tempered, most where
     the signal is strongest, and it sharpens by itself as the map improves.
@@ -72,23 +74,20 @@ def build_model(
     floor = 1e-3 * float(power.mean())
     sigma2 = power.clamp(min=floor).to(device, dtype)
     signal = sigma2.mean(0) / stack.box
-    volume = FourierVoxels(
-        stack.box,
-        signal,
-        radius=radius,
-        interpolation=schedule.interpolation,
-        dtype=dtype,
-        device=device,
-    )
+    kind = {"interpolation": schedule.interpolation, "dtype": dtype, "device": device}
+    count = schedule.classes
+    maps = [FourierVoxels(stack.box, signal, radius=radius, **kind) for _ in range(count)]
+    even = torch.ones(count, dtype=dtype, device=device)
     sigma = schedule.shift_extent * stack.pixel_size / 2
     total = len(stack) if schedule.contrast else 0
     return ParticleModel(
-        volume,
+        maps[0] if count == 1 else Mixture(maps),
         UniformRotation(dtype, device),
         GaussianShift(sigma, dtype, device),
         RadialNoise(sigma2),
         stack.pixel_size,
         Contrast(total, dtype, device),
+        None if count == 1 else Classes(even),
     )
 
 
@@ -104,10 +103,11 @@ def build_guide(recipe: Recipe, row: Family, stack: ParticleStack, poses: str) -
         return row.guide(recipe)
     if stack.rotation is None or stack.shift is None:
         raise InputError(f"poses = {poses!r}", expected="particles with poses", got="none")
-    like = recipe.model.linear_volume.tau2
+    like = recipe.model.noise.sigma2
     rotation, shift = stack.rotation.to(like), stack.shift.to(like)
     treatments: tuple[Treatment, Treatment] = (Known(rotation), Known(shift))
     if poses == "local":
         reach = 2 * recipe.plan.shift_step * stack.pixel_size
         treatments = (Local(rotation, 12.0), Local(shift, reach))
-    return Guide(rotation=treatments[0], shift=treatments[1], volume=recipe.volume)
+    parts = {"volume": recipe.volume, "conformation": recipe.conformation}
+    return Guide(rotation=treatments[0], shift=treatments[1], **parts)

@@ -27,10 +27,13 @@ class FitConfig:
     ----------
     particles
         STAR file.
+    preset
+        A published system (:mod:`cryoprob.inference.presets`), whose settings these are; or "".
     family
         One of :data:`FAMILIES` or :data:`HYBRIDS`.
     reference
-        Start map; None starts from nothing (known poses need none).
+        Start map, or as many as classes with commas between; None starts from nothing (known
+        poses need none).
     low_pass_A
         Low-pass filter of the reference, Angstrom.
     poses
@@ -60,6 +63,7 @@ class FitConfig:
     """
 
     particles: str
+    preset: str = ""
     family: str = "exact-em"
     reference: str | None = None
     low_pass_A: float = 40.0
@@ -91,11 +95,31 @@ class FitConfig:
             remedy="Known poses leave nothing to infer, and the local search is exact-em's.",
         )
         require(
+            self.schedule.classes == 1 or (self.family == "exact-em" and not self.half_sets),
+            "--set classes",
+            expected="1, or --family exact-em without --half-sets",
+            got=str(self.schedule.classes),
+            remedy="Classes are summed out together with the poses, which exact-em does.",
+        )
+        count = 1 if self.reference is None else len(self.references)
+        require(
+            count in (1, self.schedule.classes),
+            "--reference",
+            expected=f"one map, or {self.schedule.classes} for the classes",
+            got=f"{count} maps",
+            remedy="Set the number of classes by --set classes=K.",
+        )
+        require(
             self.poses != "local" or self.schedule.coarse_order > 0,
             "coarse_order",
             expected="1 or more with --poses local, which looks at the children of near cells",
             got=str(self.schedule.coarse_order),
         )
+
+    @property
+    def references(self) -> list[str]:
+        """Paths of the start maps."""
+        return [] if self.reference is None else self.reference.split(",")
 
     def to_toml(self) -> str:
         """The text of ``config.toml``."""

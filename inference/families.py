@@ -25,6 +25,7 @@ from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.objectives.sleep import Sleep
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.amortized import Amortized
+from cryoprob.inference.treatments.base import Treatment
 from cryoprob.inference.treatments.bounded import Bounded
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.gaussian_volume import GaussianVolume
@@ -58,7 +59,7 @@ class Recipe:
     model
         Of the particles.
     start
-        Map at which the volume starts.
+        Map at which the volume starts; one for each class.
     plan
         Settings; a family fills in its own where the user left them at 0.
     total
@@ -77,8 +78,16 @@ class Recipe:
     @property
     def volume(self) -> VolumeTreatment:
         """The volume at its start, treated as the plan has it."""
-        tau2 = self.model.linear_volume.tau2
-        return _VOLUMES[self.plan.volume](self.start.to(tau2), tau2)
+        start = self.start.to(self.model.noise.sigma2)
+        if self.plan.volume == "point":
+            return Point(start)
+        narrow = _NARROW * spread(self.model.linear_volume.tau2, start.shape[-1])
+        return GaussianVolume(start, narrow)
+
+    @property
+    def conformation(self) -> Treatment | None:
+        """Classes are summed out."""
+        return None if self.model.conformation is None else Exact()
 
     @property
     def unit_A(self) -> float:
@@ -89,21 +98,7 @@ class Recipe:
         """Random rotations to start from, [count, 3, 3]."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = random_rotations(count, generator, dtype=torch.float64)
-        return drawn.to(self.model.linear_volume.tau2)
-
-
-def _gaussian(start: Maps, tau2: Tensor) -> GaussianVolume:
-    return GaussianVolume(start, _NARROW * spread(tau2, start.shape[-1]))
-
-
-def _point(start: Maps, tau2: Tensor) -> Point:
-    return Point(start)
-
-
-_VOLUMES: dict[str, Callable[[Maps, Tensor], VolumeTreatment]] = {
-    "point": _point,
-    "gaussian": _gaussian,
-}
+        return drawn.to(self.model.noise.sigma2)
 
 
 @dataclass(frozen=True)
@@ -154,7 +149,8 @@ def _exact(recipe: Recipe) -> Guide:
     plan = recipe.plan
     mass = None if plan.mass == 1 else plan.mass
     exact = Exact(mass, coarse_order=plan.coarse_order)
-    return Guide(rotation=exact, shift=exact, volume=recipe.volume)
+    parts = {"volume": recipe.volume, "conformation": recipe.conformation}
+    return Guide(rotation=exact, shift=exact, **parts)
 
 
 def _modal(recipe: Recipe) -> Guide:

@@ -12,10 +12,14 @@ from torch import Tensor
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.inference.build import noise_log_density
 from cryoprob.inference.em import EM, EMState
+from cryoprob.inference.half import Half
 from cryoprob.inference.m_step import posterior_std
+from cryoprob.inference.members import Expectation
 from cryoprob.inference.result import FitResult
+from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.inference.treatments.known import Known
+from cryoprob.models.volumes.mixture import Mixture
 from cryoprob.particles import ParticleStack
 
 __all__ = ["finish", "verdict"]
@@ -33,10 +37,15 @@ def finish(
 ) -> FitResult:
     """Posteriors at the final map(s), the map's uncertainty, and how far to trust it."""
     generator = torch.Generator().manual_seed(seed)
-    posterior, equations, noise = _look(algorithm, state, stack, generator)
-    posterior, first = posterior.cpu(), state.halves[0]
-    tau2, pixel_size = first.model.linear_volume.tau2, stack.pixel_size
-    maps = [half.guide.volume.coefficients.data for half in state.halves]
+    first, pixel_size = state.halves[0], stack.pixel_size
+    found = [_look(algorithm, half, n, stack, generator) for n, half in enumerate(state.halves)]
+    posterior, equations, noise, states = found[0]
+    for half, (more, part, added, _) in zip(state.halves[1:], found[1:], strict=True):
+        posterior.put(half.index, more.take(half.index))
+        equations, noise = equations + part, noise + added
+    posterior, heaviest = posterior.cpu(), 0 if states is None else states.heaviest
+    maps = [half.members[heaviest].guide.volume.coefficients.data for half in state.halves]
+    tau2 = first.members[heaviest].model.linear_volume.tau2
     halves, volume = maps if len(maps) == 2 else [], maps[0]
     if halves:
         volume = algorithm.solvent(algorithm.solve(first, equations).volume, pixel_size)
@@ -54,26 +63,31 @@ def finish(
         halves=[half.cpu() for half in halves],
         curve=state.curve.cpu(),
         fitted=first,
+        states=states,
     )
 
 
 def _look(
-    algorithm: EM, state: EMState, stack: ParticleStack, generator: torch.Generator
-) -> tuple[PosteriorSummary, NormalEquations, Tensor]:
-    """Posterior of every image at the final volume(s).
+    algorithm: EM, half: Half, number: int, stack: ParticleStack, generator: torch.Generator
+) -> tuple[PosteriorSummary, NormalEquations, Tensor, States | None]:
+    """Posterior of every image of a half at its map, and its normal equations with noise.
 
-    And the normal equations of all, with noise [K, D, D, D] of the data's precision.
+    Noise [K, D, D, D] is of the data's precision; of classes both are the heaviest one's.
     """
-    found: list[tuple[PosteriorSummary, NormalEquations, Tensor]] = []
-    for number, half in enumerate(state.halves):
-        statistics = algorithm.e_step(half, stack, number).parts[0]
-        noise = statistics.insertion.noise(_DRAWS, generator)
-        found.append((statistics.summary, statistics.insertion.equations(release=True), noise))
-    summary, equations, noise = found[0]
-    for half, (more, part, added) in zip(state.halves[1:], found[1:], strict=True):
-        summary.put(half.index, more.take(half.index))
-        equations, noise = equations + part, noise + added
-    return summary, equations, noise
+    found = algorithm.e_step(half, stack, number)
+    states = _classes(half, found) if isinstance(half.model.volume, Mixture) else None
+    part = found.parts[0 if states is None else states.heaviest].insertion
+    noise = part.noise(_DRAWS, generator)
+    return found.summary, part.equations(release=True), noise, states
+
+
+def _classes(half: Half, found: Expectation) -> States:
+    """Every class's map, and every image's shares."""
+    maps = {
+        f"class_{k}": part.guide.volume.coefficients.data.cpu()
+        for k, part in enumerate(half.members, 1)
+    }
+    return States(shares=found.shares.cpu(), maps=maps)
 
 
 def verdict(

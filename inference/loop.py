@@ -11,7 +11,16 @@ import torch
 from cryoprob.checks import InputError, OutputError
 from cryoprob.io.files import replacing
 
-__all__ = ["Logged", "Observer", "Quiet", "load_checkpoint", "run_loop", "save_checkpoint"]
+__all__ = [
+    "Algorithm",
+    "Logged",
+    "Observer",
+    "Quiet",
+    "State",
+    "load_checkpoint",
+    "run_loop",
+    "save_checkpoint",
+]
 
 
 class Observer(Protocol):
@@ -69,6 +78,19 @@ class Logged:
         except OSError as error:
             got = error.strerror or str(error)
             raise OutputError(str(self.path), expected="a place to write", got=got) from error
+
+
+class State(Protocol):
+    """What an algorithm changes and a checkpoint keeps."""
+
+    done: bool
+    history: list[dict[str, Any]]
+
+    def pack(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+
+    def unpack(self, content: dict[str, Any]) -> None:
+        """Take up what :meth:`pack` gave."""
 
 
 class Algorithm(Protocol):

@@ -13,6 +13,7 @@ from cryoprob.checks import require
 from cryoprob.inference.arviz_groups import Groups, Predictive, as_arviz, fit_groups, tree
 from cryoprob.inference.chains import Chains
 from cryoprob.inference.half import Half
+from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.inference.volume_draws import draw_volumes
 from cryoprob.io.export import write_particles
@@ -54,10 +55,13 @@ class FitResult:
         Half maps and their FSC, with half sets.
     fitted
         Model and guide as they were left (of the first half, with half sets).
+    states
+        Conformations of the images and maps of them, where the model has any; ``volume`` is then
+        the map of the heaviest class, or that of the mean coordinates.
     """
 
     volume: Maps
-    volume_std: Maps
+    volume_std: Maps | None
     pixel_size: float
     resolution_A: float
     criterion: str
@@ -67,11 +71,15 @@ class FitResult:
     halves: list[Maps] = field(default_factory=list)
     curve: Tensor = field(default_factory=lambda: torch.zeros(0))
     fitted: Half | None = None
+    states: States | None = None
 
     def save(self, out: Path, stack: ParticleStack) -> None:
         """Write every output into the folder ``out``, each file atomically."""
         write_map(out / "volume.mrc", self.volume, self.pixel_size)
-        write_map(out / "volume_std.mrc", self.volume_std, self.pixel_size)
+        if self.volume_std is not None:
+            write_map(out / "volume_std.mrc", self.volume_std, self.pixel_size)
+        for name, volume in (self.states.maps if self.states else {}).items():
+            write_map(out / f"{name}.mrc", volume, self.pixel_size)
         for number, half in enumerate(self.halves, 1):
             write_map(out / f"half{number}.mrc", half, self.pixel_size)
         if len(self.curve):
@@ -155,7 +163,8 @@ class FitResult:
 
     def _groups(self) -> Groups:
         kind = "" if self.fitted is None else self.fitted.guide.kind
-        return fit_groups(self.volume, self.pixel_size, self.posterior, self.history, kind)
+        seen = (self.volume, self.pixel_size, self.posterior, self.history, kind)
+        return fit_groups(*seen, self.states)
 
     def _write_particles(self, path: Path, stack: ParticleStack) -> None:
         posterior = self.posterior
@@ -163,7 +172,7 @@ class FitResult:
             "rlnLogLikeliContribution": posterior.bound,
             "rlnMaxValueProbDistribution": posterior.probability,
             "cryoprobPoseEntropy": posterior.entropy,
-        }
+        } | (self.states.columns() if self.states else {})
         rotation, shift = posterior.rotation.double().cpu(), posterior.shift.double().cpu()
         write_particles(path, stack, rotation, shift, extra)
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cryoprob.checks import InputError, OutputError, require
-from cryoprob.fourier.shells import low_pass
 from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.amplitude import match_amplitude
@@ -26,10 +25,13 @@ from cryoprob.inference.loop import (
     run_loop,
     save_checkpoint,
 )
+from cryoprob.inference.presets.base import Preset, Scene
+from cryoprob.inference.presets.menu import load
 from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
+from cryoprob.inference.split import split
+from cryoprob.inference.starts import reference_map
 from cryoprob.io.files import replacing
-from cryoprob.io.mrc import read_map
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps, PathType
@@ -88,18 +90,45 @@ class _Run:
         self.plan = self.family.settle(config.schedule)
 
     def __call__(self) -> FitResult:
+        preset = load(self.config.preset) if self.config.preset else None
+        result = self._em() if preset is None or preset.build is None else self._built(preset)
+        result.save(self.folder, self.stack)
+        self.observer.note(result.trust)
+        return result
+
+    def _built(self, preset: Preset) -> FitResult:
+        """A system that is not EM of maps by search, as its preset puts it together."""
+        config, plan = self.config, self.config.schedule
+        more = config.references, config.low_pass_A, config.seed, config.symmetry, self.kind
+        scene = Scene(self.stack, plan, image_power(self.stack), *more)
+        assert preset.build is not None
+        built = preset.build(scene)
+        if "system" in self.saved:
+            built.state.unpack(self.saved["system"])
+
+        def save() -> None:
+            self._save({"system": built.state.pack()}, built.state.history)
+
+        run_loop(
+            built.algorithm,
+            built.state,
+            self.stack,
+            stage=preset.name,
+            steps=built.steps,
+            observer=self.observer,
+            save=save,
+        )
+        return built.finish()
+
+    def _em(self) -> FitResult:
         power = image_power(self.stack)
         starts = self._start()
         state = self._refine(starts, power)
         earlier = starts.history if isinstance(starts, AbInitioState) else []
         algorithm = self._algorithm(state.halves[0])
         algorithm.regrid(state)
-        result = finish(
-            algorithm, state, self.stack, earlier, self._ranking(starts), self.config.seed
-        )
-        result.save(self.folder, self.stack)
-        self.observer.note(result.trust)
-        return result
+        ranking = self._ranking(starts)
+        return finish(algorithm, state, self.stack, earlier, ranking, self.config.seed)
 
     def _read(self, box: int) -> ParticleStack:
         config = self.config
@@ -113,12 +142,12 @@ class _Run:
         )
 
     def _start(self) -> AbInitioState | Maps:
-        """A start map: the reference, or the winner of several starts from nothing."""
+        """Start maps [R, D, D, D]: references, or the winner of several starts from nothing."""
         config = self.config
-        if config.reference is not None:
-            return self._reference(config.reference)
+        if config.references:
+            return self._references()
         if config.poses != "ignore":
-            return torch.zeros(self.stack.box, self.stack.box, self.stack.box)
+            return torch.zeros(1, self.stack.box, self.stack.box, self.stack.box)
         small = self.stack
         if small.box > config.schedule.start_box:
             small = self._read(config.schedule.start_box)
@@ -152,20 +181,11 @@ class _Run:
         )
         return state
 
-    def _reference(self, path: str) -> Maps:
-        volume, pixel_size = read_map(path)
-        field = volume.shape[-1] * pixel_size
-        mine = self.stack.box * self.stack.pixel_size
-        require(
-            abs(field / mine - 1) < 0.01,
-            f"reference {path}",
-            expected=f"a field of view of {mine:.1f} A, as the images have",
-            got=f"{volume.shape[-1]} voxels of {pixel_size:.4g} A = {field:.1f} A",
-            remedy="Pad or crop the map, or correct its voxel size.",
-        )
-        return low_pass(
-            crop_map(volume, self.stack.box), self.stack.pixel_size, self.config.low_pass_A
-        )
+    def _references(self) -> Maps:
+        """Start maps [R, D, D, D] of the configuration."""
+        low = self.config.low_pass_A
+        maps = [reference_map(path, self.stack, low) for path in self.config.references]
+        return torch.stack(maps)
 
     def _refine(self, starts: AbInitioState | Maps, power: Tensor) -> EMState:
         config, plan = self.config, self.config.schedule
@@ -173,7 +193,7 @@ class _Run:
         earlier: list[dict[str, Any]] = []
         if isinstance(starts, AbInitioState):
             kept, earlier = {"starts": starts.pack()}, starts.history
-            first = crop_map(starts.winner.volume, self.stack.box)
+            first = crop_map(starts.winner.volume, self.stack.box)[None]
         else:
             first = starts
         state = EMState(self._halves(first.to(**self.kind), power))
@@ -183,6 +203,8 @@ class _Run:
         elif config.reference is not None:
             for half in state.halves:
                 self.observer.note(match_amplitude(half, self.stack, plan, config.symmetry))
+        if "refine" not in self.saved and len(first) < plan.classes:
+            split(self._algorithm(state.halves[0]), state, self.stack)
 
         def save() -> None:
             self._save({**kept, "refine": state.pack()}, [*earlier, *state.history])
@@ -213,7 +235,8 @@ class _Run:
         halves = []
         for part in parts:
             model = build_model(self.stack, config.schedule, power, radius=2, **self.kind)
-            recipe = self._recipe(model, start)
+            classes = start.expand(config.schedule.classes, -1, -1, -1)
+            recipe = self._recipe(model, classes if len(classes) > 1 else start[0])
             guide = build_guide(recipe, self.family, self.stack, config.poses)
             halves.append(Half(model, guide, part.sort().values))
         return halves

@@ -18,8 +18,12 @@ _M_STEPS = ("exact", "diagonal", "gradient")
 _POSITIVE = [
     "shift_step",
     "max_iterations",
+    "classes",
     "beam",
     "learn_draws",
+    "width",
+    "layers",
+    "epochs",
     "starts",
     "start_steps",
     "start_images",
@@ -57,6 +61,9 @@ class Schedule:
     volume
         q of the map: "point", or "gaussian" (a mean and a variance for every Fourier mode, whose
         divergence from the prior the metrics then have).
+    classes
+        Volumes, of which every image shows one; their references are split by chance where one
+        map is given for several.
     noise, shift_sigma, tau2, contrast
         Whether these are re-estimated at each step (contrast: amplitude and noise factor per
         image).
@@ -84,6 +91,15 @@ class Schedule:
         Training steps of an encoder before the first E-step.
     batch
         Images of a training step. (Where these are 0 the family sets them.)
+    zdim
+        Coordinates of a continuous conformation.
+    width, layers
+        Of networks: hidden units, and layers of them.
+    epochs
+        Passes over the images where volume and q are raised together by gradient steps.
+    beta
+        Weight of the divergence in such training, the noise held at its start; 0 counts it once
+        and learns the noise. (Presets set these.)
     starts
         Random starts from nothing.
     start_steps
@@ -107,6 +123,7 @@ class Schedule:
     m_step: str = "exact"
     interpolation: str = "linear"
     volume: str = "point"
+    classes: int = 1
     noise: bool = True
     shift_sigma: bool = True
     tau2: bool = True
@@ -122,6 +139,11 @@ class Schedule:
     learn_rate: float = 0.0
     warm_steps: int = 0
     batch: int = 0
+    zdim: int = 0
+    width: int = 256
+    layers: int = 3
+    epochs: float = 20.0
+    beta: float = 0.0
     starts: int = 4
     start_steps: int = 80
     start_images: int = 150
@@ -137,6 +159,8 @@ class Schedule:
         require(self.bound in _BOUNDS, "bound", expected=words, got=repr(self.bound))
         kinds = " or ".join(VOLUMES)
         require(self.volume in VOLUMES, "volume", expected=kinds, got=repr(self.volume))
+        fits = self.classes == 1 or self.volume == "point"
+        require(fits, "volume", expected="point, where there are classes", got=self.volume)
         words = " or ".join(_M_STEPS)
         require(self.m_step in _M_STEPS, "m_step", expected=words, got=repr(self.m_step))
         for name in _POSITIVE:

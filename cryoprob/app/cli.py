@@ -109,6 +109,7 @@ def simulate(
     epilog=_example(
         "cryoprob fit particles.star --out run1",
         "cryoprob fit particles.star --out run2 --reference map.mrc --half-sets",
+        "cryoprob fit particles.star --out run3 --preset relion-class3d --set classes=3",
         "cryoprob fit --resume --out run1",
     )
 )
@@ -116,6 +117,7 @@ def simulate(
 def fit(
     out: o.Out,
     particles: o.MaybeParticles = None,
+    preset: o.PresetName = None,
     family: o.Family = None,
     reference: o.Reference = None,
     low_pass: o.LowPass = None,
@@ -143,6 +145,7 @@ def fit(
 
     given = {
         "particles": particles,
+        "preset": preset,
         "family": family,
         "reference": reference,
         "low_pass_A": low_pass,
@@ -234,3 +237,12 @@ def bench(threads: o.Threads = None) -> None:
     from cryoprob.app.bench import run_bench
 
     run_bench(threads)
+
+
+@app.command(epilog=_example("cryoprob presets", "cryoprob presets relion-class3d"))
+@guarded
+def presets(name: o.MaybePreset = None) -> None:
+    """Every published system as a row of one table, and what a preset keeps of its paper."""
+    from cryoprob.app.presets import show_preset, show_presets
+
+    show_preset(name) if name else show_presets()

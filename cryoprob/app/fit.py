@@ -12,6 +12,7 @@ from cryoprob.app.guard import Interrupted
 from cryoprob.app.words import angstrom, facts, say
 from cryoprob.checks import InputError, OutputError, require
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.presets.menu import load
 from cryoprob.inference.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -53,17 +54,26 @@ def configure(
     """
     if file is None and resume and (out / "config.toml").exists():
         file = out / "config.toml"
-    chosen = {name: _plain(name, value) for name, value in given.items() if value is not None}
+    plain = {name: _plain(name, value) for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in plain.items() if value is not None}
+    base = Schedule()
+    if chosen.get("preset"):
+        require(file is None, "--preset", expected="no --config beside it", got=str(file))
+        system = load(chosen["preset"])
+        chosen, base = {**system.config, **chosen}, Schedule(**system.plan)
     if file is None:
         if "particles" not in chosen:
             remedy = "For instance: cryoprob fit particles.star --out run1"
             got = "nothing"
             raise InputError("PARTICLES", expected="a STAR file", got=got, remedy=remedy)
         chosen.setdefault("seed", secrets.randbelow(2**31))
-        config = FitConfig(**chosen)
+        schedule = _schedule(base, settings)
+        config = FitConfig(**chosen, schedule=schedule)
     else:
-        config = replace(FitConfig.from_toml(file), **chosen)
-    return replace(config, schedule=_schedule(config.schedule, settings))
+        config = FitConfig.from_toml(file)
+        schedule = _schedule(config.schedule, settings)
+        config = replace(config, **chosen, schedule=schedule)
+    return config
 
 
 def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
@@ -146,6 +156,8 @@ def _forget(out: Path) -> None:
 
 def _plain(name: str, value: Any) -> Any:
     """Files by their whole path: a run can be gone on with from any folder."""
+    if isinstance(value, list | tuple):
+        return ",".join(str(Path(one).absolute()) for one in value) or None
     is_file = isinstance(value, Path) or (name == "mask" and Path(value).is_file())
     return str(Path(value).absolute()) if is_file else value
 
@@ -163,6 +175,9 @@ def _schedule(base: Schedule, settings: Sequence[str]) -> Schedule:
 
 def _announce(config: FitConfig, out: Path, resume: bool) -> None:
     say(f"Particles: {config.particles}")
+    if config.preset:
+        system = load(config.preset)
+        say(f"Preset: {system.name} ({system.paper}).")
     say(_POSES[config.poses])
     if config.reference is not None:
         low = f"low-passed to {config.low_pass_A:g} A"

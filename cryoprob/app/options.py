@@ -24,6 +24,7 @@ __all__ = [
     "MapFile",
     "Mask",
     "MaybeParticles",
+    "MaybePreset",
     "NoCtf",
     "Number",
     "Out",
@@ -31,6 +32,7 @@ __all__ = [
     "Phantom",
     "PixelSize",
     "PoseUse",
+    "PresetName",
     "Reference",
     "Resume",
     "Run",
@@ -86,9 +88,17 @@ Family = Annotated[
         " amortized-local.",
     ),
 ]
+PresetName = Annotated[
+    str | None,
+    Option("--preset", metavar="NAME", help="A published system; `cryoprob presets` lists them."),
+]
 Reference = Annotated[
-    Path | None,
-    Option("--reference", metavar="MAP", help="Map to start from; without it, from nothing."),
+    list[Path] | None,
+    Option(
+        "--reference",
+        metavar="MAP",
+        help="Map to start from (one for each class, or one for all); without it, from nothing.",
+    ),
 ]
 LowPass = Annotated[
     float | None,
@@ -122,6 +132,12 @@ ConfigFile = Annotated[
 Settings = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="A setting of the schedule; may be repeated."),
+]
+
+# presets
+
+MaybePreset = Annotated[
+    str | None, Argument(metavar="NAME", help="One of them; the table of all if left out.")
 ]
 
 # simulate

@@ -1,0 +1,98 @@
+"""The end of gradient training: q of every image, the map of the mean conformation, a path."""
+
+import torch
+from torch import Tensor
+
+from cryoprob.fourier.bands import full_band
+from cryoprob.inference.build import noise_log_density
+from cryoprob.inference.finish import verdict
+from cryoprob.inference.half import Half
+from cryoprob.inference.joint import JointState
+from cryoprob.inference.latent import line
+from cryoprob.inference.learn import seeded
+from cryoprob.inference.objectives.base import Objective
+from cryoprob.inference.result import FitResult
+from cryoprob.inference.states import States
+from cryoprob.inference.statistics import PosteriorSummary
+from cryoprob.inference.treatments.base import Drawn, Lawful
+from cryoprob.inference.treatments.known import Known
+from cryoprob.particles import Batch, ParticleStack
+from cryoprob.types import Maps
+
+__all__ = ["finish_joint", "states_of"]
+
+_BLOCK = 128
+_PATH = 10
+
+
+def finish_joint(
+    state: JointState, stack: ParticleStack, objective: Objective, seed: int
+) -> FitResult:
+    """What :class:`~cryoprob.inference.joint.Joint` found, image by image and in maps."""
+    half = state.half
+    with torch.no_grad(), seeded(seed):
+        bound, rotation, shift, mean, std = _look(half, stack, objective)
+        volume = half.guide.volume.coefficients.detach()
+        states = states_of(half, mean, std) if mean.shape[1] else None
+        if states is None:
+            density = half.model.volume.density(volume)
+        else:
+            density = half.model.volume.density(volume, mean.mean(0).to(volume))
+    posterior = _summary(bound, rotation, shift)
+    known = isinstance(half.guide.rotation, Known)
+    last = half.model.band
+    return FitResult(
+        volume=density.cpu(),
+        volume_std=None,
+        pixel_size=stack.pixel_size,
+        resolution_A=last.box * stack.pixel_size / last.radius,
+        criterion="the band of the training; no half sets",
+        posterior=posterior,
+        history=state.history,
+        trust=verdict(posterior, noise_log_density(stack), [], known, objective.kind),
+        fitted=half,
+        states=states,
+    )
+
+
+def states_of(half: Half, mean: Tensor, std: Tensor) -> States:
+    """Conformations [N, size] of all images, and maps along their first principal axis."""
+    volume = half.guide.volume.coefficients.detach()
+    places = line(mean, _PATH)
+    maps: dict[str, Maps] = {}
+    for number, place in enumerate(places, 1):
+        maps[f"path_{number:02d}"] = half.model.volume.density(volume, place.to(volume)).cpu()
+    return States(mean=mean.cpu(), std=std.cpu(), maps=maps, places=places.cpu())
+
+
+def _look(half: Half, stack: ParticleStack, objective: Objective) -> tuple[Tensor, ...]:
+    """Bound [N], rotation, shift, and mean and deviation of the conformation, block by block."""
+    model, guide = half.model, half.guide
+    like, found = model.noise.sigma2, []
+    for index in half.index.split(_BLOCK):
+        batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
+        guide.forget()
+        turns, moves = (part.mode(batch) for part in guide.drawn)
+        bound = objective(model, guide, guide.volume.coefficients.detach(), batch)
+        guide.forget()
+        found.append((bound.double(), turns, moves, *_conformation(guide.conformation, batch)))
+    guide.forget()
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _conformation(part: object, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of q, [n, size] each."""
+    if not isinstance(part, Drawn):
+        nothing = batch.ctf[:, :0]
+        return nothing, nothing
+    mean = part.mode(batch)
+    if isinstance(part, Lawful) and part.has_density:
+        return mean, part.law(part.numbers_of(batch)).variance.sqrt()
+    return mean, torch.zeros_like(mean)
+
+
+def _summary(bound: Tensor, rotation: Tensor, shift: Tensor) -> PosteriorSummary:
+    """A summary of q's modes: nothing is known of masses of cells."""
+    nothing = torch.zeros_like(shift[:, 0])
+    parts = (bound, rotation, shift, torch.ones_like(nothing), *(nothing,) * 3)
+    return PosteriorSummary(*(part.cpu() for part in parts))

@@ -1,0 +1,101 @@
+"""Reading a latent space: principal axes, centers of clusters, paths, and who lies where."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from cryoprob.checks import require
+
+__all__ = ["Axes", "centers", "line", "nearest", "principal_axes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """Principal axes of coordinates.
+
+    Attributes
+    ----------
+    mean
+        [size].
+    axes
+        Rows of unit length, most variance first, [size, size].
+    variance
+        Along them, [size].
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
+
+    def project(self, values: Tensor) -> Tensor:
+        """Coordinates [*, size] along the axes."""
+        return (values - self.mean) @ self.axes.mT
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        """Values [*, size] of coordinates along the axes."""
+        return self.mean + coordinates @ self.axes
+
+
+def principal_axes(values: Tensor) -> Axes:
+    """Principal axes of values [N, size], each with its largest entry positive.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two values.
+    """
+    got = str(list(values.shape))
+    require(values.dim() == 2 and len(values) > 1, "conformations", expected="[N, size]", got=got)
+    mean = values.mean(0)
+    _, sizes, axes = torch.linalg.svd(values - mean, full_matrices=False)
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    variance = sizes.square() / (len(values) - 1)
+    return Axes(mean, axes * largest.sign(), variance)
+
+
+def line(values: Tensor, count: int, axis: int = 0) -> Tensor:
+    """Points [count, size] along a principal axis, from the 5 % to the 95 % quantile of values.
+
+    On the other axes they are at the mean of the tenth of the values nearest along this one, so
+    that a path stays among the particles.
+    """
+    axes = principal_axes(values)
+    own = axes.project(values)
+    along = own[:, axis]
+    low, high = torch.quantile(along, torch.tensor([0.05, 0.95]).to(along))
+    found = []
+    for place in torch.linspace(float(low), float(high), count):
+        near = (along - place).abs().topk(max(1, len(along) // 10), largest=False).indices
+        point = own[near].mean(0)
+        point[axis] = place
+        found.append(point)
+    return axes.at(torch.stack(found))
+
+
+def centers(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """k-means: centers [count, size], and which one each value [N] is nearest to.
+
+    Centers are moved onto the nearest value, so that each is a conformation that was seen, and
+    sorted along the first principal axis. (:func:`scipy.cluster.vq.kmeans2`.)
+
+    Raises
+    ------
+    InputError
+        If there are fewer values than centers.
+    """
+    got = f"{count} of {len(values)}"
+    require(0 < count <= len(values), "centers", expected="1 to all of the values", got=got)
+    rng = np.random.default_rng(seed)
+    found, _ = kmeans2(values.double().cpu().numpy(), count, minit="++", seed=rng)
+    seen = values[nearest(values, torch.from_numpy(found).to(values))]
+    order = principal_axes(values).project(seen)[:, 0].argsort()
+    seen = seen[order]
+    return seen, torch.cdist(values, seen).argmin(1)
+
+
+def nearest(values: Tensor, points: Tensor) -> Tensor:
+    """Indices [M] of the values [N, size] that lie nearest to points [M, size]."""
+    return torch.cdist(points, values).argmin(1)

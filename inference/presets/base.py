@@ -1,0 +1,163 @@
+"""What a preset is: a published system as parts of this package, put together in one file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryoprob.checks import InputError, require
+from cryoprob.inference.half import Half
+from cryoprob.inference.loop import Algorithm, State
+from cryoprob.inference.result import FitResult
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.starts import reference_map
+from cryoprob.inference.treatments.known import Known
+from cryoprob.particles import ParticleStack
+from cryoprob.types import Maps
+
+__all__ = ["Built", "Preset", "Row", "Scene"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system's row of the review's Tables 1 and 4.
+
+    Attributes
+    ----------
+    volume, conformation
+        What a volume and a conformation are.
+    hidden
+        Local latents that are inferred.
+    inference
+        The review's name of how.
+    """
+
+    volume: str
+    conformation: str
+    hidden: str
+    inference: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a preset builds from.
+
+    Attributes
+    ----------
+    stack
+        All particles.
+    plan
+        Settings, the preset's own and the user's.
+    power
+        Mean power of the images per group and shell, [G, S].
+    references, low_pass_A
+        Paths of maps or structures to start from, and the maps' filter; none from nothing.
+    seed, symmetry
+        Of the fit.
+    kind
+        ``dtype`` and ``device``.
+    """
+
+    stack: ParticleStack
+    plan: Schedule
+    power: Tensor
+    references: list[str]
+    low_pass_A: float
+    seed: int
+    symmetry: str
+    kind: dict[str, Any]
+
+    @property
+    def known(self) -> tuple[Known, Known]:
+        """The poses of the particles' file, as given.
+
+        Raises
+        ------
+        InputError
+            If there are none.
+        """
+        stack = self.stack
+        if stack.rotation is None or stack.shift is None:
+            raise InputError("poses", expected="particles with poses", got="none")
+        return Known(self.put(stack.rotation)), Known(self.put(stack.shift))
+
+    @property
+    def start(self) -> Maps | None:
+        """The reference map [D, D, D], or None."""
+        if not self.references:
+            return None
+        return self.put(reference_map(self.references[0], self.stack, self.low_pass_A))
+
+    @property
+    def nowhere(self) -> Known:
+        """No shifts."""
+        return Known(self.put(torch.zeros(len(self.stack), 2)))
+
+    @property
+    def everything(self) -> Tensor:
+        """Indices of all images."""
+        return torch.arange(len(self.stack))
+
+    def put(self, values: Tensor) -> Tensor:
+        """Numbers in the fit's type and place."""
+        return values.to(**self.kind)
+
+    def steps(self) -> int:
+        """Gradient steps in as many passes as the plan has."""
+        return max(1, round(self.plan.epochs * len(self.stack) / self.plan.batch))
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """An algorithm at its start, and how its end becomes a result.
+
+    Attributes
+    ----------
+    half
+        Model, guide and images.
+    algorithm, state
+        For the loop, at most ``steps`` of it.
+    finish
+        Makes the result of the state at the end.
+    """
+
+    half: Half
+    algorithm: Algorithm
+    state: State
+    steps: int
+    finish: Callable[[], FitResult]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published system.
+
+    Attributes
+    ----------
+    name
+        On the command line.
+    paper
+        Citation.
+    row
+        Of the review's tables.
+    words
+        What is faithful to the paper, and what is not.
+    config, plan
+        Settings of its own (:class:`FitConfig`, :class:`Schedule`); the user's go before them.
+    build
+        Builds the system; None where families and settings say it all.
+    """
+
+    name: str
+    paper: str
+    row: Row
+    words: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    build: Callable[[Scene], Built] | None = None
+
+    def __post_init__(self) -> None:
+        unknown = set(self.plan) - set(Schedule.__dataclass_fields__)
+        require(not unknown, "preset", expected="known settings", got=", ".join(sorted(unknown)))

@@ -1,0 +1,123 @@
+"""Two states of adenylate kinase, 75 to 25, poses unknown: confusion and weights of the classes.
+
+    python tests/benchmarks/two_states.py [--data FOLDER] [--n N] [--box D] [--snr S] [--order N]
+                                          [--low-pass A] [--seed N] [--threads N] [--one]
+
+Images are drawn from the closed and the open end of the adk-path set (CTF, uniform poses, shifts),
+classes and poses are summed out from both ends low-passed (``--one``: from their mean, split by
+chance). Prints a line per step (nats per image, resolution, grid, weights, confusion), then the
+confusion, the weights, and for each state the last shell at which the FSC of its map with the
+truth stays above 0.5.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cryoprob.fourier.shells import low_pass
+from cryoprob.fourier.transforms import crop_map
+from cryoprob.inference.amplitude import match_amplitude
+from cryoprob.inference.build import build_guide, build_model, image_power
+from cryoprob.inference.em import EM, EMState
+from cryoprob.inference.families import Recipe, family
+from cryoprob.inference.half import Half
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.solvent import Solvent
+from cryoprob.inference.split import split
+from cryoprob.io.mrc import read_map
+from cryoprob.metrics.alignment import align_maps
+from cryoprob.metrics.fsc import fsc, last_shell
+from cryoprob.models.simulate import simulate
+from cryoprob.optics import Optics
+from cryoprob.particles import ParticleStack
+
+SHARE = 0.25
+FIELDS = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "spherical_aberration")
+
+
+def mixed(maps: Tensor, pixel_size: float, n: int, snr: float, box: int, seed: int) -> tuple:
+    """A stack of both states, each image's state, and the maps as they were scaled and cropped."""
+    counts = round(n * (1 - SHARE)), round(n * SHARE)
+    images, optics, truth = [], [], []
+    for state, count in enumerate(counts):
+        with tempfile.TemporaryDirectory() as name:
+            generator = torch.Generator().manual_seed(100 * seed + state)
+            made = simulate(maps[state], pixel_size, count, snr, generator, out=name)
+            stack = ParticleStack.read(made.particles, box=box)
+            images.append(stack.images(torch.arange(count)))
+            optics.append(stack.optics)
+            truth.append(crop_map(read_map(made.truth_map)[0], box))
+    lens = {field: torch.cat([getattr(one, field) for one in optics]) for field in FIELDS}
+    lens["amplitude_contrast"] = torch.cat([one.amplitude_contrast for one in optics])
+    pixel = pixel_size * maps.shape[-1] / box
+    stack = ParticleStack.from_arrays(torch.cat(images), pixel, Optics(**lens))
+    state = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+    return stack, state, torch.stack(truth).float()
+
+
+def confusion(shares: Tensor, state: Tensor) -> tuple[float, bool]:
+    """Share of images in the wrong class, the classes' names aside, and whether they change."""
+    wrong = float((shares.argmax(1) != state).double().mean())
+    return min(wrong, 1 - wrong), wrong > 0.5
+
+
+def main() -> None:
+    """Draw, fit, judge."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=beside / "adk-path")
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--box", type=int, default=32)
+    parser.add_argument("--snr", type=float, default=0.1)
+    parser.add_argument("--order", type=int, default=4)
+    parser.add_argument("--low-pass", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--one", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    ends = [read_map(given.data / f"map_frame{end}.mrc") for end in ("00", "19")]
+    maps = torch.stack([volume.float() for volume, _ in ends])
+    stack, state, truth = mixed(maps, ends[0][1], given.n, given.snr, given.box, given.seed)
+    pixel = stack.pixel_size
+    plan = Schedule(classes=2, max_order=given.order)
+    model = build_model(stack, plan, image_power(stack), radius=2)
+    start = torch.stack([low_pass(volume, pixel, given.low_pass) for volume in truth])
+    if given.one:
+        start = start.mean(0, keepdim=True).expand(2, -1, -1, -1)
+    row = family("exact-em")
+    recipe = Recipe(model, start, plan, len(stack), given.seed)
+    half = Half(model, build_guide(recipe, row, stack, "ignore"), torch.arange(len(stack)))
+    algorithm = EM(plan, given.seed, Solvent("auto"))
+    em = EMState([half])
+    em.shell = max(2, round(given.box * pixel / given.low_pass))
+    print(match_amplitude(half, stack, plan, "C1"))
+    if given.one:
+        split(algorithm, em, stack)
+    shares, began = torch.zeros(0, 2), time.time()
+    while not em.done:
+        record = algorithm.step(em, stack)
+        shares = algorithm.e_step(half, stack, 0).shares if em.done else shares
+        weights = ", ".join(f"{w:.3f}" for w in model.conformation.weights.tolist())
+        print(
+            f"{record['iteration']:3} {record['bound']:10.2f} {record['resolution_A']:6.2f} A"
+            f" order {record['order']} weights {weights} {time.time() - began:6.0f} s",
+            flush=True,
+        )
+    wrong, swapped = confusion(shares, state)
+    weights = model.conformation.weights.flip(0) if swapped else model.conformation.weights
+    print(f"confusion {wrong:.3f}, weights {weights.tolist()}")
+    found = half.guide.volume.coefficients.data
+    for k, volume in enumerate(found.flip(0) if swapped else found):
+        near = align_maps(volume, truth[k], pixel_size=pixel)
+        moved = near.move_map(volume, pixel)
+        ends = [last_shell(fsc(moved, other), 0.5) for other in truth]
+        print(f"state {k}: FSC 0.5 to shell {ends[k]} (with the other state {ends[1 - k]})")
+
+
+if __name__ == "__main__":
+    main()
