@@ -1,5 +1,6 @@
 """The best q of a family for each image: what the family could do, were it not learned."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import roma
@@ -12,7 +13,7 @@ from cryoprob.inference.laws.heads import Heads
 from cryoprob.inference.levels import Level
 from cryoprob.types import Rotations
 
-__all__ = ["BestLaw", "best_bound", "best_law"]
+__all__ = ["BestLaw", "at_cells", "at_moments", "best_bound", "best_law"]
 
 _STEPS = 60
 _RATE = 0.05
@@ -21,6 +22,9 @@ _CELLS = 512
 
 _MODES = 2
 """From which a law of one head starts; a third was not the best of any of 48 images."""
+
+_SCREENED, _TRIED = 32, 3
+"""Cells at which a law of given width is scored, and those of them from which it climbs."""
 
 _NOTHING = 1e-12
 """Mass of a cell that belongs to a mode already taken."""
@@ -52,36 +56,56 @@ def best_bound(
 ) -> Tensor:
     """Largest ELBO over noise [n] that the laws reach against ``log_joint`` [n, T, Q].
 
-    Of Diracs, exactly; of laws as :func:`best_law` finds them, ``own`` numbers a start too.
+    Of Diracs, exactly; of laws as :func:`best_law` finds them from their ``own`` numbers and from
+    the posterior's moments around its heaviest modes.
     """
     if not rotation.has_density and not shift.has_density:
         return _best_cells(log_joint, rotation.heads)
-    return best_law(rotation, shift, log_joint, level, own).bound
+    starts = [own, *at_moments(rotation, shift, log_joint, level)]
+    return best_law(rotation, shift, starts, log_joint, level).bound
 
 
 def best_law(
     rotation: Law,
     shift: Law,
+    starts: Sequence[tuple[Tensor, Tensor]],
     log_joint: Tensor,
     level: Level,
-    own: tuple[Tensor, Tensor] | None = None,
 ) -> BestLaw:
     """The laws of the largest ELBO against ``log_joint`` [n, T, Q]; laws with densities.
 
-    By Adam from the laws' ``own`` numbers (rotation, shift), where given, and from the posterior's
-    moments around its heaviest modes, the best of all for each image. Steps look at the cells of
-    most posterior mass only; what they end at is scored on the whole grid. Laws of fixed width
-    have fewer numbers to move, and no more is different for them.
+    By Adam from each of some numbers (rotation, shift), the best of all for each image. Steps look
+    at the cells of most posterior mass only; what they end at is scored on the whole grid. Laws of
+    fixed width have fewer numbers to move, and no more is different for them.
     """
     grid = level.rotation.matrices(), level.shift.points()
-    starts = [] if own is None else [own]
-    starts += _moments(rotation, shift, log_joint, *grid)
     ends = [_climb(rotation, shift, start, log_joint, *grid) for start in starts]
     bounds = torch.stack([_bound(rotation, shift, end, log_joint, *grid) for end in ends])
     bound, first = bounds.max(0)
     row = torch.arange(len(bound), device=bound.device)
     turns, moves = (torch.stack(part)[first, row] for part in zip(*ends, strict=True))
     return BestLaw(bound, turns, moves)
+
+
+def at_cells(
+    rotation: Law, shift: Law, log_joint: Tensor, level: Level
+) -> list[tuple[Tensor, Tensor]]:
+    """Numbers of laws at their starting widths around three cells of each image.
+
+    Of its heaviest cells those at which the bound is largest.
+    """
+    turns, moves = level.rotation.matrices(), level.shift.points()
+    cells = log_joint.flatten(1).topk(min(_SCREENED, log_joint[0].numel()), 1).indices
+    numbers = [
+        (rotation.numbers(turns[cell % len(turns)]), shift.numbers(moves[cell // len(turns)]))
+        for cell in cells.T
+    ]
+    near, inside = _near(log_joint)
+    bounds = [_bound(rotation, shift, one, near, turns[inside], moves) for one in numbers]
+    best = torch.stack(bounds).topk(min(_TRIED, len(bounds)), 0).indices
+    row = torch.arange(len(log_joint), device=log_joint.device)
+    turned, moved = (torch.stack(part) for part in zip(*numbers, strict=True))
+    return [(turned[one, row], moved[one, row]) for one in best]
 
 
 def _bound(
@@ -113,9 +137,7 @@ def _climb(
     moves: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The best numbers on the way of Adam, for each image."""
-    weight = log_joint.logsumexp(1)
-    cells = weight.topk(min(_CELLS, weight.shape[1]), 1).indices
-    near = log_joint.gather(2, cells[:, None].expand(-1, log_joint.shape[1], -1))
+    near, cells = _near(log_joint)
     kept = [part.clone() for part in start]
     free = [part.clone().requires_grad_() for part in start]
     optimizer = torch.optim.Adam(free, lr=_RATE)
@@ -133,13 +155,21 @@ def _climb(
     return kept[0], kept[1]
 
 
-def _moments(
-    rotation: Law, shift: Law, log_joint: Tensor, turns: Rotations, moves: Tensor
+def _near(log_joint: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores [n, T, K] of the rotation cells [n, K] of most mass, and these."""
+    weight = log_joint.logsumexp(1)
+    cells = weight.topk(min(_CELLS, weight.shape[1]), 1).indices
+    return log_joint.gather(2, cells[:, None].expand(-1, log_joint.shape[1], -1)), cells
+
+
+def at_moments(
+    rotation: Law, shift: Law, log_joint: Tensor, level: Level
 ) -> list[tuple[Tensor, Tensor]]:
     """Numbers of the laws that have the posterior's moments near its modes.
 
     The heads of a mixture share the modes; a law of one has each of the heaviest for a start.
     """
+    turns, moves = level.rotation.matrices(), level.shift.points()
     posterior = log_joint.flatten(1).softmax(1).view_as(log_joint).to(turns)
     left = posterior.sum(1)
     if isinstance(rotation, Heads):

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from cryoprob.fourier.gaussian_map import AnyMap
-from cryoprob.inference.best_law import best_bound, best_law
+from cryoprob.inference.best_law import best_bound
 from cryoprob.inference.cells import CellMasses, masses_of
 from cryoprob.inference.dense import DenseGrid, blocks
 from cryoprob.inference.e_step import chunks, e_step
 from cryoprob.inference.grids import on_grid
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.laws.rotations import ConcentratedLaw
-from cryoprob.inference.laws.shifts import NormalShift
 from cryoprob.inference.levels import Level
 from cryoprob.inference.treatments.base import Lawful
 from cryoprob.models.particle_model import ParticleModel
@@ -32,11 +30,9 @@ from cryoprob.particles import ParticleStack
 
 __all__ = [
     "Budget",
-    "FixedWidth",
     "GridScores",
     "budget",
     "discretization",
-    "fixed_width",
     "prices",
     "scores",
     "tempering",
@@ -217,7 +213,7 @@ def discretization(
 def prices(found: GridScores, *, mass: float, factor: float) -> dict[str, Tensor]:
     """What common tricks cost at best, in nats of each image [n], exactly.
 
-    :func:`fixed_width` prices one more, which needs all images at once.
+    :func:`~cryoprob.inference.fixed_width.fixed_width` prices one more, of all images at once.
 
     Parameters
     ----------
@@ -250,61 +246,3 @@ def tempering(found: GridScores, factor: float) -> Tensor:
     prior = found.log_prior.flatten()
     trusted = (prior + factor * (found.log_joint.flatten(1) - prior)).log_softmax(1)
     return (trusted.exp() * (trusted - found.log_posterior.flatten(1))).sum(1)
-
-
-@dataclass(frozen=True, eq=False)
-class FixedWidth:
-    """What one width of q for all images costs.
-
-    Attributes
-    ----------
-    index
-        Places in the stack, [n].
-    price
-        ELBO of the best law of free width (for each image, and each axis) minus that of the best
-        law of the one width, [n] (float64); never negative.
-    free
-        KL divergence of the best law of free width from the posterior, [n] (float64).
-    rotation_deg, shift_A
-        That width about every axis, degrees, and along x and y, Angstrom.
-    """
-
-    index: Tensor
-    price: Tensor
-    free: Tensor
-    rotation_deg: float
-    shift_A: float
-
-
-def fixed_width(
-    model: ParticleModel, volume: AnyMap, stack: ParticleStack, index: Tensor
-) -> FixedWidth:
-    """Price of a q whose rotations and shifts are as wide for every image, on the model's grids.
-
-    Of laws concentrated about a mode, and normal: first the best ones of free widths, image by
-    image (:func:`~cryoprob.inference.best_law.best_law`); then the best ones whose widths are all
-    the medians of these, geometric means over axes, the modes moved anew.
-    """
-    level, unit = Level.of(model), float(model.shift.sigma)
-    turning, moving = ConcentratedLaw(), NormalShift(unit)
-    free = [
-        best_law(turning, moving, found.log_joint, level)
-        for found in scores(model, volume, stack, index)
-    ]
-    degrees = _median([turning.width_deg(part.rotation) for part in free])
-    length = _median([moving.width_A(part.shift) for part in free])
-    one = ConcentratedLaw(degrees, fixed=True), NormalShift(unit, length, fixed=True)
-    rows = []
-    for found, best in zip(scores(model, volume, stack, index), free, strict=True):
-        own = best.rotation[:, : one[0].size], best.shift[:, : one[1].size]
-        alike = best_law(*one, found.log_joint, level, own).bound
-        # the free widths may be the fixed ones
-        top = torch.maximum(best.bound, alike)
-        divergence = found.log_joint.flatten(1).logsumexp(1) - top
-        rows.append((found.index, top - alike, divergence))
-    where, price, left = (torch.cat(part) for part in zip(*rows, strict=True))
-    return FixedWidth(where, price, left, degrees, length)
-
-
-def _median(parts: list[Tensor]) -> float:
-    return float(torch.cat(parts).double().quantile(0.5))

@@ -19,14 +19,13 @@ from cryoprob.checks import require
 from cryoprob.inference.compare import Accounts, Priced, gridded
 from cryoprob.inference.config import FAMILIES, HYBRIDS, FitConfig
 from cryoprob.inference.evidence import (
-    FixedWidth,
     discretization,
-    fixed_width,
     prices,
     scores,
     tempering,
 )
 from cryoprob.inference.families import Family, family
+from cryoprob.inference.fixed_width import FixedWidth, fixed_width
 from cryoprob.inference.half import Half
 from cryoprob.inference.result import FitResult
 from cryoprob.io.files import replacing
@@ -34,7 +33,7 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["Row", "Setting", "compare_families", "run_compare", "setting"]
 
-_SHOWN, _FINER = 3, 8
+_SHOWN, _FINER, _WIDTHS = 3, 8, 16
 _PRUNED, _TRUSTED = 0.999, 4.0
 
 
@@ -271,7 +270,8 @@ def _tell_prices(half: Half, setting: Setting, stack: ParticleStack, index: Tens
         for part in scores(model, volume, stack, index)
     ]
     total = {name: torch.cat([part[name] for part in found]) for name in found[0]}
-    fixed = fixed_width(model, volume, stack, index)
+    few = index[:: -(-len(index) // _WIDTHS)]
+    fixed = fixed_width(model, volume, stack, few)
     total["fixed width"] = fixed.price
     lines = [[words, _spread(total[name])] for name, words in _tricks(fixed).items()]
     some = index if setting.order < 3 else index[:_FINER]
@@ -289,14 +289,14 @@ def _tell_prices(half: Half, setting: Setting, stack: ParticleStack, index: Tens
 
 def _tricks(fixed: FixedWidth) -> dict[str, str]:
     """The rows of the table of prices, in words."""
-    width = f"{fixed.rotation_deg:.2g} deg and {angstrom(fixed.shift_A)}"
-    less = f"{1 / _TRUSTED:g}"
+    width, count = f"{fixed.rotation_deg:.2g} deg, {fixed.shift_A:.2g} A", len(fixed.index)
+    less, more = f"{1 / _TRUSTED:g}", f"{_TRUSTED:g}"
     return {
         "pruning": f"keep {_PRUNED:.1%} of the posterior mass",
         "one cell": "keep the best cell alone (a Dirac)",
-        "fixed width": f"one width for all images ({width}, the median), not one for each",
-        "tempering": f"KL times {less} (a beta-ELBO): the likelihood {_TRUSTED:g} times too sure",
-        "timid": f"KL times {_TRUSTED:g} (a beta-ELBO): the likelihood {_TRUSTED:g} times too unsure",
+        "fixed width": f"one width of q for all: {width} ({count} images)",
+        "tempering": f"beta-ELBO, beta {less}: the likelihood counts {more} times",
+        "timid": f"beta-ELBO, beta {more}: the likelihood counts {less} times",
     }
 
 

@@ -11,8 +11,16 @@ from cryoprob.inference.cells import CellMasses, law_masses
 from cryoprob.inference.compare import gridded
 from cryoprob.inference.config import FAMILIES, HYBRIDS
 from cryoprob.inference.e_step import e_step
-from cryoprob.inference.evidence import budget, discretization, prices, scores
+from cryoprob.inference.evidence import (
+    GridScores,
+    budget,
+    discretization,
+    prices,
+    scores,
+    tempering,
+)
 from cryoprob.inference.families import Recipe, family
+from cryoprob.inference.fixed_width import fixed_width
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.heads import Heads
 from cryoprob.inference.laws.rotations import ConcentratedLaw, DiracRotation
@@ -194,6 +202,102 @@ def test_prices_by_brute_force(problem):
             hot = (flat_prior + 3 * likelihood).log_softmax(0)
             wanted = (hot.exp() * (hot - log_p[n])).sum()
             assert float(cost["tempering"][row]) == pytest.approx(float(wanted), abs=1e-7)
+
+
+@pytest.mark.parametrize("beta", [0.25, 4.0])
+def test_a_beta_elbo_ends_at_the_tempered_posterior(beta):
+    """Free weights of all cells, raised by exponentiated gradients from autograd."""
+    small = make_problem(contrast=False)
+    brute = BruteForce(small)
+    prior = brute.log_prior.expand_as(brute.joint).flatten(1)
+    likelihood = brute.joint.flatten(1) - prior
+    posterior = brute.weights.flatten(1).log()
+
+    def value(q):
+        return (q * (likelihood - beta * (q.clamp(min=1e-300).log() - prior))).sum(1)
+
+    log_q = prior
+    for _ in range(60):  # each leaves half of what is missing
+        q = log_q.exp().requires_grad_()
+        (slope,) = torch.autograd.grad(value(q).sum(), q)
+        log_q = (log_q + slope / (2 * beta)).log_softmax(1)
+    gap = (log_q.exp() * (log_q - posterior)).sum(1)
+    for found in scores(small.model, small.volume, small.stack, EVERY):
+        cost = tempering(found, 1 / beta)
+        # 2^-60 of some hundred nats is left, and what float64 rounds
+        torch.testing.assert_close(cost, gap[found.index], rtol=1e-9, atol=1e-9)
+        assert (cost > 0.01).all()
+        torch.testing.assert_close(tempering(found, 1.0), torch.zeros_like(cost))
+        assert prices(found, mass=0.9, factor=1 / beta)["tempering"].equal(cost)
+    # a top: less mass on any one cell of the heaviest, or more, has the smaller beta-ELBO
+    best = log_q.argmax(1, keepdim=True)
+    for step in (-0.1, 0.1):
+        moved = log_q.scatter_add(1, best, torch.full_like(log_q[:, :1], step)).softmax(1)
+        assert (value(moved) < value(log_q.exp())).all()
+
+
+def best_of_width(brute, degrees, length):
+    """Least divergence of a law of one width: climbs over all cells, from the best four."""
+    turning = ConcentratedLaw(degrees, fixed=True)
+    moving = NormalShift(3.0, length, fixed=True)
+    log_p = brute.weights.log()
+    found = []
+    for n in range(3):
+        best = log_p[n].flatten().topk(4).indices
+        turn, move = best // len(brute.shifts), best % len(brute.shifts)
+        numbers = [turning.numbers(brute.rotations[turn]), moving.numbers(brute.shifts[move])]
+        free = [part.clone().requires_grad_() for part in numbers]
+        ascent, kept = torch.optim.Adam(free, lr=0.05), torch.inf
+        for _ in range(100):
+            turned = turning(free[0][:, None]).log_prob(brute.rotations).log_softmax(1)
+            moved = moving(free[1][:, None]).log_prob(brute.shifts).log_softmax(1)
+            log_q = turned[:, :, None] + moved[:, None]
+            gap = (log_q.exp() * (log_q - log_p[n])).sum((1, 2))
+            kept = min(kept, float(gap.detach().min()))
+            ascent.zero_grad()
+            gap.sum().backward()
+            ascent.step()
+        found.append(kept)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def test_the_price_of_one_width_by_brute_force(problem):
+    found = fixed_width(problem.model, problem.volume, problem.stack, EVERY[:3])
+    assert (found.price >= 0).all() and (found.free > 0).all()
+    assert found.index.sort().values.equal(EVERY[:3])
+    brute = BruteForce(problem)
+    wanted = best_of_width(brute, found.rotation_deg, found.shift_A)[found.index]
+    # what the steps of either leave, as for the other laws
+    torch.testing.assert_close(found.price + found.free, wanted, rtol=0, atol=0.02)
+    assert float(found.price.max()) > 0.05
+
+
+def laws_as_posteriors(problem, widths):
+    """Scores whose posteriors are laws of isotropic widths (degrees), about the true poses."""
+    level = Level.of(problem.model)
+    turns, moves = level.rotation.matrices(), level.shift.points()
+    rows = []
+    for n, width in enumerate(widths):
+        turning, moving = ConcentratedLaw(width, fixed=True), NormalShift(3.0, 4.0, fixed=True)
+        pose = problem.stack.rotation[n : n + 1], problem.stack.shift[n : n + 1]
+        turned = law_masses(turning, turning.numbers(pose[0]), turns, 2)
+        moved = law_masses(moving, moving.numbers(pose[1]), moves, 1)
+        rows.append(moved[:, :, None] + turned[:, None])
+    nothing = torch.zeros(len(widths), dtype=torch.float64)
+    joint = 7.0 + torch.cat(rows)
+    return GridScores(torch.arange(len(widths)), joint, nothing, torch.zeros_like(joint[0]))
+
+
+def test_one_width_costs_nothing_where_the_images_have_it(problem, monkeypatch):
+    given = laws_as_posteriors(problem, [30.0, 30.0, 60.0])
+    monkeypatch.setattr("cryoprob.inference.fixed_width.scores", lambda *_: iter([given]))
+    found = fixed_width(problem.model, problem.volume, problem.stack, EVERY[:3])
+    # 60 steps of Adam at a rate of 0.05 end that near
+    assert float(found.free.max()) < 0.01
+    assert found.rotation_deg == pytest.approx(30, rel=0.05)
+    assert found.shift_A == pytest.approx(4, rel=0.05)
+    assert float(found.price[:2].max()) < 0.02
+    assert float(found.price[2]) > 0.3
 
 
 def test_entropy_of_empty_cells():

@@ -67,6 +67,8 @@ def test_the_table_twice(experiment, tmp_path, capsys):
     assert (tmp_path / "exact-em" / "checkpoint.pt").read_bytes() == fits
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("At the common volume, that of exact-em") == 2
+    for row in ("keep the best cell", "one width of q", "beta 0.25", "beta 4", "the grid itself"):
+        assert out.count(row) == 2, row
     assert (tmp_path / "families.png").stat().st_size > 10_000
     content = json.loads(before)
     assert (
