@@ -13,17 +13,26 @@ from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.base import Treatment
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
+from cryoprob.models.conformations.base import Conformation
 from cryoprob.models.conformations.classes import Classes
 from cryoprob.models.contrast import Contrast
 from cryoprob.models.noises.radial_noise import RadialNoise
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.models.volumes.base import Volume
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.models.volumes.mixture import Mixture
 from cryoprob.particles import ParticleStack
 
-__all__ = ["build_guide", "build_model", "image_power", "noise_log_density"]
+__all__ = [
+    "assemble",
+    "build_guide",
+    "build_model",
+    "image_power",
+    "noise_log_density",
+    "starting_noise",
+]
 
 _BLOCK = 512
 
@@ -71,23 +80,41 @@ def build_model(
     While the map explains nothing the noise explains all: the likelihood is tempered, most where
     the signal is strongest, and it sharpens by itself as the map improves.
     """
-    floor = 1e-3 * float(power.mean())
-    sigma2 = power.clamp(min=floor).to(device, dtype)
+    sigma2 = starting_noise(power).to(device, dtype)
     signal = sigma2.mean(0) / stack.box
     kind = {"interpolation": schedule.interpolation, "dtype": dtype, "device": device}
     count = schedule.classes
     maps = [FourierVoxels(stack.box, signal, radius=radius, **kind) for _ in range(count)]
+    if count == 1:
+        return assemble(stack, schedule, sigma2, maps[0])
     even = torch.ones(count, dtype=dtype, device=device)
+    return assemble(stack, schedule, sigma2, Mixture(maps), Classes(even))
+
+
+def starting_noise(power: Tensor) -> Tensor:
+    """Noise spectra [G, S] at the images' own power, which is above zero everywhere."""
+    return power.clamp(min=1e-3 * float(power.mean()))
+
+
+def assemble(
+    stack: ParticleStack,
+    schedule: Schedule,
+    sigma2: Tensor,
+    volume: Volume,
+    conformation: Conformation | None = None,
+) -> ParticleModel:
+    """A particle model of any volume, poses on the continuum, noise of spectra [G, S]."""
+    kind = {"dtype": sigma2.dtype, "device": sigma2.device}
     sigma = schedule.shift_extent * stack.pixel_size / 2
     total = len(stack) if schedule.contrast else 0
     return ParticleModel(
-        maps[0] if count == 1 else Mixture(maps),
-        UniformRotation(dtype, device),
-        GaussianShift(sigma, dtype, device),
+        volume,
+        UniformRotation(**kind),
+        GaussianShift(sigma, **kind),
         RadialNoise(sigma2),
         stack.pixel_size,
-        Contrast(total, dtype, device),
-        None if count == 1 else Classes(even),
+        Contrast(total, **kind),
+        conformation,
     )
 
 

@@ -124,6 +124,11 @@ class Joint:
         unknown = sorted(set(self.held) - set(known))
         require(not unknown, "held", expected=" or ".join(known), got=", ".join(unknown))
 
+    @property
+    def records(self) -> int:
+        """How often :meth:`step` is called in all."""
+        return -(-self.steps // _RECORD)
+
     def step(self, state: JointState, stack: ParticleStack) -> dict[str, Any]:
         """Fifty gradient steps; returns (and appends) their record."""
         began, half = perf_counter(), state.half

@@ -17,6 +17,7 @@ from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.finish import finish
 from cryoprob.inference.half import Half
+from cryoprob.inference.learn import seeded
 from cryoprob.inference.loop import (
     Logged,
     Observer,
@@ -102,7 +103,8 @@ class _Run:
         more = config.references, config.low_pass_A, config.seed, config.symmetry, self.kind
         scene = Scene(self.stack, plan, image_power(self.stack), *more)
         assert preset.build is not None
-        built = preset.build(scene)
+        with seeded(config.seed):  # the weights of encoders
+            built = preset.build(scene)
         if "system" in self.saved:
             built.state.unpack(self.saved["system"])
 

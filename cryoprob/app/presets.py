@@ -15,8 +15,8 @@ _HEAD = ("system", "--preset", "volume", "conformation", "hidden", "inference")
 def show_presets() -> None:
     """Print the table of all systems."""
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in _HEAD:
-        grid.add_column(name, overflow="fold")
+    for place, name in enumerate(_HEAD):
+        grid.add_column(name, overflow="fold", no_wrap=place == 1)
     for row in SYSTEMS:
         preset = row.preset if row.ready else "-"
         cells = (row.title, preset, row.volume, row.conformation, row.hidden, row.inference)

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from cryoprob.checks import InputError, require
+from cryoprob.fourier.bands import full_band
+from cryoprob.inference.build import assemble, starting_noise
+from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
+from cryoprob.inference.joint import Joint, JointState
+from cryoprob.inference.joint_finish import finish_joint
 from cryoprob.inference.loop import Algorithm, State
+from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.starts import reference_map
 from cryoprob.inference.treatments.known import Known
+from cryoprob.models.conformations.base import Conformation
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.volumes.base import Volume
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
 
@@ -100,13 +109,55 @@ class Scene:
         """Indices of all images."""
         return torch.arange(len(self.stack))
 
+    @property
+    def generator(self) -> torch.Generator:
+        """A new one of the fit's seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+    @property
+    def sigma2(self) -> Tensor:
+        """Noise spectra to start from: the images' own power; or the held one of ``beta``.
+
+        A training that weighs the divergence by ``beta`` against squared errors in units of the
+        images' variance is that of an ELBO whose noise variance is ``beta / 2`` in these units.
+        """
+        power = self.put(starting_noise(self.power))
+        return power if not self.plan.beta else torch.full_like(power, self._held_noise)
+
+    @property
+    def _held_noise(self) -> float:
+        numbers = full_band(self.stack.box).numbers_per_shell()
+        mean = (self.power * numbers).sum(1) / numbers.sum()
+        return float(mean.mean()) * self.plan.beta / 2
+
     def put(self, values: Tensor) -> Tensor:
         """Numbers in the fit's type and place."""
         return values.to(**self.kind)
 
+    @property
     def steps(self) -> int:
         """Gradient steps in as many passes as the plan has."""
         return max(1, round(self.plan.epochs * len(self.stack) / self.plan.batch))
+
+    def model(self, volume: Volume, conformation: Conformation | None = None) -> ParticleModel:
+        """A model of a volume, noise at its start."""
+        return assemble(self.stack, self.plan, self.sigma2, volume, conformation)
+
+    def train(
+        self, model: ParticleModel, guide: Guide, objective: Objective, **options: Any
+    ) -> "Built":
+        """Volume and q raised together by gradient steps (:class:`Joint`), in all shells."""
+        radius = self.plan.max_radius or self.stack.box // 2 - 1
+        options = {"first_radius": radius, "noise": not self.plan.beta} | options
+        plan, half = self.plan, Half(model, guide, self.everything)
+        rates = {"rate": plan.learn_rate, "batch": plan.batch}
+        joint = Joint(objective, self.seed, self.steps, radius=radius, **rates | options)
+        state = JointState(half)
+
+        def finish() -> FitResult:
+            return finish_joint(state, self.stack, objective, self.seed)
+
+        return Built(joint, state, joint.records, finish)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +166,12 @@ class Built:
 
     Attributes
     ----------
-    half
-        Model, guide and images.
     algorithm, state
         For the loop, at most ``steps`` of it.
     finish
         Makes the result of the state at the end.
     """
 
-    half: Half
     algorithm: Algorithm
     state: State
     steps: int

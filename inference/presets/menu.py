@@ -11,6 +11,7 @@ PRESETS = (
     "relion-refine3d",
     "relion-class3d",
     "cryosparc-refine",
+    "cryodrgn",
     "fstdiff",
 )
 

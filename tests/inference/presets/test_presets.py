@@ -1,0 +1,172 @@
+"""Every preset: its file, its words, a small fit of it with outputs, and resuming."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cryoprob.app.cli import app
+from cryoprob.app.fit import configure
+from cryoprob.checks import InputError
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.presets.base import Preset, Row
+from cryoprob.inference.presets.menu import PRESETS, load
+from cryoprob.inference.presets.systems import SYSTEMS
+from cryoprob.inference.run import run_fit
+from cryoprob.inference.schedule import Schedule
+from cryoprob.io.mrc import read_map
+from cryoprob.io.tables import read_particles
+from cryoprob.models.simulate import simulate
+from cryoprob.phantoms import bead_walk
+
+BOX, PIXEL, COUNT = 16, 6.0, 24
+QUICK = {
+    "max_iterations": 2,
+    "coarse_order": 0,
+    "max_order": 1,
+    "starts": 1,
+    "start_steps": 2,
+    "start_images": 12,
+    "start_box": 16,
+    "start_radius": 4,
+    "width": 8,
+    "layers": 1,
+    "epochs": 40.0,
+    "batch": 8,
+    "learn_steps": 1,
+}
+"""Steps enough to pass through everything, not to find anything."""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A few images of a bead walk with their poses."""
+    folder = tmp_path_factory.mktemp("stack")
+    generator = torch.Generator().manual_seed(7)
+    volume = bead_walk(20, BOX, PIXEL, generator)
+    return simulate(volume, PIXEL, COUNT, 1.0, generator, out=folder)
+
+
+def config(drawn, name, **settings):
+    """A small fit of a preset, from the table that has the poses."""
+    preset = load(name)
+    quick = QUICK | ({"zdim": 2} if "zdim" in preset.plan else {})
+    plan = Schedule(**{**preset.plan, **quick, **settings})
+    given = {"reference": str(drawn.truth_map), "low_pass_A": 30.0, **preset.config}
+    return FitConfig(str(drawn.truth), preset=name, seed=2, threads=1, schedule=plan, **given)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_short_file_that_says_what_it_is(name):
+    preset = load(name)
+    file = Path(str(import_module(type(preset).__module__).__file__)).parent
+    lines = (file / f"{name.replace('-', '_')}.py").read_text().splitlines()
+    assert preset.name == name and len(lines) < 60
+    assert len(preset.words) > 150 and "20" in preset.paper
+    assert name in [row.preset for row in SYSTEMS]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_small_fit_and_the_same_one_in_two_parts(name, drawn, tmp_path):
+    settings = config(drawn, name)
+    whole = run_fit(settings, tmp_path / "whole")
+    assert torch.isfinite(whole.volume).all() and torch.isfinite(whole.posterior.bound).all()
+    volume, _ = read_map(tmp_path / "whole" / "volume.mrc")
+    assert volume.equal(whole.volume.float())
+    assert len(read_particles(tmp_path / "whole" / "particles.star")) == COUNT
+
+    class Killed(Exception):
+        pass
+
+    class Watch:
+        def stage(self, name, steps):
+            pass
+
+        def step(self, record):
+            if record["iteration"] == 2:
+                raise Killed
+
+        def note(self, text):
+            pass
+
+    with pytest.raises(Killed):
+        run_fit(settings, tmp_path / "cut", observer=Watch())
+    run_fit(settings, tmp_path / "cut", resume=True)
+    for file in ("metrics.jsonl", "particles.star", "volume.mrc", "posterior.nc"):
+        parts = (tmp_path / part / file for part in ("cut", "whole"))
+        assert len({part.read_bytes() for part in parts}) == 1, file
+
+
+def test_classes_leave_their_maps_and_shares(drawn, tmp_path):
+    result = run_fit(config(drawn, "relion-class3d", classes=3), tmp_path)
+    shares = result.states.shares
+    assert shares.shape == (COUNT, 3)
+    # posteriors add up to 1
+    torch.testing.assert_close(shares.sum(1), torch.ones(COUNT, dtype=shares.dtype))
+    for k in (1, 2, 3):
+        assert read_map(tmp_path / f"class_{k}.mrc")[0].shape == (BOX,) * 3
+    words = (tmp_path / "particles.star").read_text()
+    assert "_rlnClassNumber" in words and "_cryoprobClassShare3" in words
+    stats = result.to_arviz().sample_stats
+    assert stats["class_probability"].dims == ("image", "class")
+
+
+def test_coordinates_leave_a_path_of_maps(drawn, tmp_path):
+    result = run_fit(config(drawn, "cryodrgn"), tmp_path)
+    states = result.states
+    assert states.mean.shape == states.std.shape == (COUNT, 2) and (states.std > 0).all()
+    assert len(list(tmp_path.glob("path_*.mrc"))) == len(states.places) == 10
+    assert "_cryoprobCoordinate2" in (tmp_path / "particles.star").read_text()
+    assert result.to_arviz().sample_stats["conformation"].shape == (COUNT, 2)
+
+
+def test_settings_of_the_preset_and_the_users(tmp_path):
+    given = {"particles": tmp_path / "p.star", "preset": "relion-class3d", "seed": 1}
+    plain = configure(given, [], None, tmp_path, False)
+    assert plain.schedule.classes == 4 and plain.preset == "relion-class3d"
+    mine = configure(given, ["classes=2"], None, tmp_path, False)
+    assert mine.schedule.classes == 2
+    known = configure({**given, "preset": "cryodrgn"}, [], None, tmp_path, False)
+    assert known.poses == "known"
+    assert FitConfig.from_toml(_written(known, tmp_path)) == known
+    with pytest.raises(InputError, match="relion-refine3d, relion-class3d"):
+        configure({**given, "preset": "relion"}, [], None, tmp_path, False)
+
+
+def _written(settings, folder):
+    path = folder / "config.toml"
+    path.write_text(settings.to_toml())
+    return path
+
+
+def test_classes_need_what_sums_them_out(tmp_path):
+    plan = Schedule(classes=2)
+    for wrong in ({"family": "svi"}, {"half_sets": True}):
+        with pytest.raises(InputError, match="summed out together with the poses"):
+            FitConfig("p.star", schedule=plan, **wrong)
+    with pytest.raises(InputError, match="one map, or 2 for the classes"):
+        FitConfig("p.star", schedule=plan, reference="a.mrc,b.mrc,c.mrc")
+    with pytest.raises(InputError, match="where there are classes"):
+        Schedule(classes=2, volume="gaussian")
+
+
+def test_the_table_of_all_systems():
+    result = CliRunner().invoke(app, ["presets"])
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in ("relion-class3d", "CryoBIFE", "3DFlex"))
+    ready = sum(row.ready for row in SYSTEMS)
+    assert f"{ready} of {len(SYSTEMS)} run here" in result.stdout
+    assert {row.preset for row in SYSTEMS if row.ready} == set(PRESETS)
+    one = CliRunner().invoke(app, ["presets", "relion-class3d"])
+    assert one.exit_code == 0 and "Scheres" in one.stdout and "classes=4" in one.stdout
+    assert CliRunner().invoke(app, ["presets", "relion"]).exit_code == 2
+
+
+def test_a_preset_of_unknown_settings_is_refused():
+    row = Row("", "", "", "")
+    with pytest.raises(InputError, match="wings"):
+        Preset("x", "y", row, "z", plan={"wings": 2})
+    assert replace(load("cryodrgn"), name="other").plan["zdim"] == 8
