@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.bands import full_band
+from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.build import assemble, starting_noise
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
@@ -103,6 +104,21 @@ class Scene:
     def nowhere(self) -> Known:
         """No shifts."""
         return Known(self.put(torch.zeros(len(self.stack), 2)))
+
+    @property
+    def nowhere_once(self) -> Tensor:
+        """No shift, [1, 2]."""
+        return self.put(torch.zeros(1, 2))
+
+    @property
+    def rotation(self) -> Tensor:
+        """A random rotation, [1, 3, 3]."""
+        return self.put(random_rotations(1, self.generator, torch.float64))
+
+    @property
+    def unit_A(self) -> float:
+        """Angstrom per pixel, half of it: shifts are usually within half of their extent."""
+        return self.stack.pixel_size / 2
 
     @property
     def everything(self) -> Tensor:

@@ -12,6 +12,9 @@ PRESETS = (
     "relion-class3d",
     "cryosparc-refine",
     "cryodrgn",
+    "cryoposenet",
+    "cryoai",
+    "cryofire",
     "fstdiff",
 )
 

@@ -1,0 +1,44 @@
+"""CryoAI: poses read off by a convolutional encoder, one map held by a network."""
+
+from cryoprob.inference.encoders.convolutional import Convolutional
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.laws.rotations import DiracRotation
+from cryoprob.inference.laws.shifts import DiracShift
+from cryoprob.inference.objectives.symmetric import Symmetric
+from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.treatments.amortized import Amortized
+from cryoprob.inference.treatments.point import Point
+from cryoprob.models.volumes.coordinate_network import CoordinateNetwork
+
+__all__ = ["PRESET"]
+
+
+def build(scene: Scene) -> Built:
+    """Encoder of both poses, coordinate network, the symmetric loss, a band that grows."""
+    plan, box = scene.plan, scene.stack.box
+    power = scene.sigma2.mean(0)
+    size = {"width": plan.width, "layers": plan.layers, "power": power}
+    volume = CoordinateNetwork(box, 0, generator=scene.generator, **size).to(**scene.kind)
+    encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)
+    turns = Amortized(encoder, DiracRotation(), scene.rotation)
+    moves = Amortized(encoder, DiracShift(plan.shift_extent * scene.unit_A), scene.nowhere_once)
+    turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
+    start = Point(scene.put(volume.start(scene.generator)))
+    guide = Guide(rotation=turns, shift=moves, volume=start)
+    return scene.train(scene.model(volume), guide, Symmetric(), first_radius=min(4, box // 2 - 1))
+
+
+PRESET = Preset(
+    name="cryoai",
+    paper="Levy et al. 2022, ECCV, 540 (CryoAI)",
+    row=Row("coordinate network", "none", "rotation, shift", "autoencoder"),
+    words=(
+        "A convolutional encoder of VGG's shape gives six numbers of the rotation and the shift,"
+        " both Diracs; the image and the image turned by 180 degrees compete (the symmetric loss);"
+        " a network holds the Fourier transform. Residual ReLU layers with random Fourier features"
+        " in place of FourierNet; the noise spectrum is learned from the residual, where the paper"
+        " has squared errors; frequency marching over 60 % of the training."
+    ),
+    plan={"batch": 32, "learn_rate": 5e-4, "epochs": 30.0},
+    build=build,
+)

@@ -1,0 +1,52 @@
+"""CryoFIRE: poses and conformation read off by one encoder."""
+
+import torch
+
+from cryoprob.inference.encoders.convolutional import Convolutional
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.laws.rotations import DiracRotation
+from cryoprob.inference.laws.shifts import DiracShift
+from cryoprob.inference.laws.vectors import DiracVector
+from cryoprob.inference.objectives.symmetric import Symmetric
+from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.treatments.amortized import Amortized
+from cryoprob.inference.treatments.point import Point
+from cryoprob.models.conformations.gaussian import GaussianConformation
+from cryoprob.models.volumes.coordinate_network import CoordinateNetwork
+
+__all__ = ["PRESET"]
+
+_POSES_ONLY = 0.3
+
+
+def build(scene: Scene) -> Built:
+    """As CryoAI, with a conformation that is held in a first phase."""
+    plan, box = scene.plan, scene.stack.box
+    power = scene.sigma2.mean(0)
+    size = {"width": plan.width, "layers": plan.layers, "power": power}
+    volume = CoordinateNetwork(box, plan.zdim, generator=scene.generator, **size).to(**scene.kind)
+    model = scene.model(volume, GaussianConformation(scene.put(torch.ones(plan.zdim))))
+    encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)
+    turns = Amortized(encoder, DiracRotation(), scene.rotation)
+    moves = Amortized(encoder, DiracShift(plan.shift_extent * scene.unit_A), scene.nowhere_once)
+    state = Amortized(encoder, DiracVector(plan.zdim), scene.put(torch.zeros(1, plan.zdim)))
+    turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
+    start = Point(scene.put(volume.start(scene.generator)))
+    guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
+    options = {"first_radius": min(4, box // 2 - 1), "held": {"conformation": _POSES_ONLY}}
+    return scene.train(model, guide, Symmetric(), **options)
+
+
+PRESET = Preset(
+    name="cryofire",
+    paper="Levy et al. 2022, NeurIPS 35, 13038 (CryoFIRE)",
+    row=Row("coordinate network", "z of several numbers", "rotation, shift, z", "autoencoder"),
+    words=(
+        "One convolutional encoder gives rotation, shift and conformation, all Diracs; the"
+        " symmetric loss; a first phase in which z learns nothing; a band that grows. z has its"
+        " normal prior, which the paper leaves out; in the first phase z is what the fresh head"
+        " says, where the paper draws it at random; the noise spectrum is learned."
+    ),
+    plan={"zdim": 8, "batch": 32, "learn_rate": 5e-4, "epochs": 30.0},
+    build=build,
+)
