@@ -9,7 +9,9 @@ from torch import Tensor
 
 from cryoprob.checks import require
 
-__all__ = ["Axes", "centers", "line", "nearest", "principal_axes"]
+__all__ = ["Axes", "centers", "line", "nearest", "principal_axes", "region_shares"]
+
+_DRAWS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +101,24 @@ def centers(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 def nearest(values: Tensor, points: Tensor) -> Tensor:
     """Indices [M] of the values [N, size] that lie nearest to points [M, size]."""
     return torch.cdist(points, values).argmin(1)
+
+
+def region_shares(mean: Tensor, std: Tensor, points: Tensor, seed: int) -> Tensor:
+    """Posterior mass of each image in the region nearer to a point than to the others, [N, M].
+
+    Parameters
+    ----------
+    mean, std
+        Normal posteriors of N images, [N, size] each.
+    points
+        [M, size].
+    seed
+        Of the 256 draws by which masses are counted.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = mean.new_zeros(len(mean), len(points))
+    rows = torch.arange(len(mean))
+    for _ in range(_DRAWS):
+        white = torch.randn(mean.shape, generator=generator, dtype=torch.float64).to(mean)
+        found[rows, torch.cdist(mean + std * white, points).argmin(1)] += 1 / _DRAWS
+    return found

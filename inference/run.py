@@ -17,7 +17,6 @@ from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.finish import finish
 from cryoprob.inference.half import Half
-from cryoprob.inference.learn import seeded
 from cryoprob.inference.loop import (
     Logged,
     Observer,
@@ -26,8 +25,9 @@ from cryoprob.inference.loop import (
     run_loop,
     save_checkpoint,
 )
-from cryoprob.inference.presets.base import Preset, Scene
+from cryoprob.inference.presets.base import Preset
 from cryoprob.inference.presets.menu import load
+from cryoprob.inference.reload import system_of
 from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
@@ -99,12 +99,7 @@ class _Run:
 
     def _built(self, preset: Preset) -> FitResult:
         """A system that is not EM of maps by search, as its preset puts it together."""
-        config, plan = self.config, self.config.schedule
-        more = config.references, config.low_pass_A, config.seed, config.symmetry, self.kind
-        scene = Scene(self.stack, plan, image_power(self.stack), *more)
-        assert preset.build is not None
-        with seeded(config.seed):  # the weights of encoders
-            built = preset.build(scene)
+        built = system_of(self.config, self.stack)
         if "system" in self.saved:
             built.state.unpack(self.saved["system"])
 

@@ -246,3 +246,25 @@ def presets(name: o.MaybePreset = None) -> None:
     from cryoprob.app.presets import show_preset, show_presets
 
     show_preset(name) if name else show_presets()
+
+
+@app.command(
+    epilog=_example("cryoprob latent run3 --centers 10", "cryoprob latent run3 --at 0.5,-1")
+)
+@guarded
+def latent(
+    run: o.Run,
+    centers: o.Centers = 10,
+    steps: o.Steps = 10,
+    axis: o.Axis = 1,
+    at: o.At = None,
+    umap: o.Umap = False,
+    seed: o.LatentSeed = 0,
+) -> None:
+    """Conformations of a fit: principal axes, clusters, a path of maps, particles of each region.
+
+    Writes maps, STAR files with posterior weights, latent.csv and latent.png into DIR/latent.
+    """
+    from cryoprob.app.latent import show_latent
+
+    show_latent(run, centers, steps, axis, at or [], umap, seed)

@@ -27,6 +27,7 @@ _KINDS = {
     "elbo": "ELBO",
     "iwae": "IWAE bound",
     "profile_log_joint": "Profile log joint (no bound)",
+    "ring_correlation": "Ring score (no likelihood of images)",
 }
 
 _POSES = {

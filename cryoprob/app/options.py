@@ -6,6 +6,12 @@ from typing import Annotated
 from typer import Argument, Option
 
 __all__ = [
+    "LatentSeed",
+    "Umap",
+    "At",
+    "Axis",
+    "Steps",
+    "Centers",
     "AmplitudeContrast",
     "Astigmatism",
     "ConfigFile",
@@ -133,6 +139,20 @@ Settings = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="A setting of the schedule; may be repeated."),
 ]
+
+# latent
+
+Centers = Annotated[int, Option("--centers", min=1, help="Clusters (k-means).")]
+Steps = Annotated[int, Option("--steps", min=2, help="Maps along the path.")]
+Axis = Annotated[int, Option("--axis", min=1, help="Principal axis that the path follows.")]
+At = Annotated[
+    list[str] | None,
+    Option("--at", metavar="Z1,Z2,...", help="A point to make a map of; may be repeated."),
+]
+Umap = Annotated[
+    bool, Option("--umap", help="Lay out the particles by UMAP (pip install umap-learn).")
+]
+LatentSeed = Annotated[int, Option("--seed", metavar="N", help="Of k-means and UMAP.")]
 
 # presets
 

@@ -173,7 +173,7 @@ class Scene:
         def finish() -> FitResult:
             return finish_joint(state, self.stack, objective, self.seed)
 
-        return Built(joint, state, joint.records, finish)
+        return Built(half, joint, state, joint.records, finish)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,12 +182,15 @@ class Built:
 
     Attributes
     ----------
+    half
+        Model, guide and images.
     algorithm, state
         For the loop, at most ``steps`` of it.
     finish
         Makes the result of the state at the end.
     """
 
+    half: Half
     algorithm: Algorithm
     state: State
     steps: int

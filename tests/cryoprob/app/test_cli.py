@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cryoprob.app.cli import app
 
-COMMANDS = ["demo", "info", "simulate", "fit", "compare", "evaluate", "bench", "presets"]
+COMMANDS = ["demo", "info", "simulate", "fit", "compare", "evaluate", "bench", "latent", "presets"]
 LATER = ["calibrate", "report"]
 SIMULATE = ["simulate", "--phantom", "blobs", "--box", "16", "--pixel-size", "4", "--n", "9"]
 

@@ -1,0 +1,148 @@
+"""The ``latent`` command: what a fit says of the conformations, in tables, maps and a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryoprob.app.latent_plot import plot_latent
+from cryoprob.app.words import facts, say, table
+from cryoprob.checks import InputError, require
+from cryoprob.inference.latent import centers, line, nearest, principal_axes, region_shares
+from cryoprob.inference.reload import reload
+from cryoprob.io.export import write_particles
+from cryoprob.io.files import replacing
+from cryoprob.io.mrc_writer import write_map
+from cryoprob.types import Maps
+
+__all__ = ["Latent", "show_latent"]
+
+_LEAST = 0.01
+"""Posterior weight below which a particle is left out of a region's table."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """Where the particles of a fit lie.
+
+    Attributes
+    ----------
+    mean, std
+        Coordinates of the images and their uncertainty, [N, size] each.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def read(cls, out: Path) -> "Latent":
+        """From the posterior.nc of a fit.
+
+        Raises
+        ------
+        InputError
+            If there is none, or its model has no coordinates.
+        """
+        import xarray
+
+        file = out / "posterior.nc"
+        wanted = "a finished fit of a model with coordinates (cryodrgn, ppca, cryofire, ...)"
+        require(file.exists(), str(out), expected=wanted, got="no posterior.nc")
+        with xarray.open_dataset(file, group="sample_stats", engine="h5netcdf") as stats:
+            if "conformation" not in stats:
+                raise InputError(str(file), expected=wanted, got="a fit without coordinates")
+            pair = (stats[name].values for name in ("conformation", "conformation_std"))
+            return cls(*(torch.from_numpy(values).double() for values in pair))
+
+
+def show_latent(
+    out: Path, count: int, steps: int, axis: int, at: list[str], umap: bool, seed: int
+) -> None:
+    """Principal axes, centers of clusters, a path, chosen points; who lies where.
+
+    Raises
+    ------
+    InputError
+        If the folder has no fit with coordinates, or a point has other numbers.
+    """
+    found = Latent.read(out)
+    size = found.mean.shape[1]
+    require(1 <= axis <= size, "--axis", expected=f"1 to {size}", got=str(axis))
+    chosen = torch.stack([_point(text, size) for text in at]) if at else found.mean[:0]
+    half, stack = reload(out)
+    axes, (points, _) = principal_axes(found.mean), centers(found.mean, count, seed)
+    path, folder = line(found.mean, steps, axis - 1), out / "latent"
+    folder.mkdir(exist_ok=True)
+    volume = half.guide.volume.coefficients.detach()
+
+    def density(point: Tensor) -> Maps:
+        with torch.no_grad():
+            return half.model.volume.density(volume, point.to(volume)).cpu()
+
+    for name, places in (("center", points), ("path", path), ("at", chosen)):
+        for number, place in enumerate(places, 1):
+            write_map(folder / f"{name}_{number:02d}.mrc", density(place), stack.pixel_size)
+    shares = region_shares(found.mean, found.std, points, seed)
+    if stack.table is not None:
+        for number, share in enumerate(shares.unbind(1), 1):
+            rows = (share >= _LEAST).nonzero()[:, 0]
+            part, extra = stack.table[rows.numpy()], {"cryoprobRegionShare": share[rows]}
+            write_particles(folder / f"center_{number:02d}.star", part, extra=extra)
+    pictured = _umap(found.mean, seed) if umap else axes.project(found.mean)
+    _write(folder / "latent.csv", found, axes.project(found.mean), pictured if umap else None)
+    near = nearest(found.mean, points), nearest(found.mean, path)
+    names = ("UMAP 1", "UMAP 2") if umap else ("principal axis 1", "principal axis 2")
+    plot_latent(folder / "latent.png", pictured, pictured[near[0]], pictured[near[1]], names)
+    _tell(found, axes.variance, shares.mean(0), folder)
+
+
+def _point(text: str, size: int) -> Tensor:
+    """A point of the latent space from words."""
+    where, wanted = f"--at {text}", f"{size} numbers with commas between"
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(where, expected=wanted, got=repr(text)) from None
+    require(len(values) == size, where, expected=wanted, got=f"{len(values)} numbers")
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _umap(values: Tensor, seed: int) -> Tensor:
+    """Coordinates in the plane by UMAP, if it is installed."""
+    try:
+        from umap import UMAP
+    except ImportError:
+        got = "no module named umap"
+        remedy = "Install it: pip install umap-learn"
+        raise InputError("--umap", expected="umap-learn", got=got, remedy=remedy) from None
+    return torch.from_numpy(UMAP(random_state=seed).fit_transform(values.numpy())).double()
+
+
+def _write(path: Path, found: Latent, along: Tensor, picture: Tensor | None) -> None:
+    """A line for every image."""
+    parts: dict[str, Any] = {"z": found.mean, "std": found.std, "axis": along}
+    parts |= {} if picture is None else {"umap": picture}
+    head = [f"{name}{k + 1}" for name, values in parts.items() for k in range(values.shape[1])]
+    rows = torch.cat([values for values in parts.values()], 1).tolist()
+    lines = [",".join(["image", *head])]
+    lines += [f"{n}," + ",".join(f"{v:.6g}" for v in row) for n, row in enumerate(rows)]
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+
+
+def _tell(found: Latent, variance: Tensor, occupancy: Tensor, folder: Path) -> None:
+    share = variance / variance.sum()
+    informed = 1 - (found.std.square().mean(0)).clamp(max=1)
+    facts(
+        [
+            ("Particles", str(len(found.mean))),
+            ("Variance along the axes", ", ".join(f"{v:.0%}" for v in share.tolist())),
+            ("Told of each coordinate", ", ".join(f"{v:.0%}" for v in informed.tolist())),
+        ],
+        "Coordinates",
+    )
+    rows = [[f"center_{k:02d}", f"{v:.1%}"] for k, v in enumerate(occupancy.tolist(), 1)]
+    table(["region", "occupancy"], rows, "Posterior mass of the regions")
+    say(f"\nMaps, particles of each region, latent.csv and latent.png are in {folder}.")

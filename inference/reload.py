@@ -1,0 +1,75 @@
+"""A finished fit of a preset, taken up from its folder: model and guide as they were left."""
+
+from pathlib import Path
+
+import torch
+
+from cryoprob.checks import InputError, require
+from cryoprob.inference.build import image_power
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.half import Half
+from cryoprob.inference.learn import seeded
+from cryoprob.inference.loop import load_checkpoint
+from cryoprob.inference.presets.base import Built, Scene
+from cryoprob.inference.presets.menu import load
+from cryoprob.particles import ParticleStack
+
+__all__ = ["reload", "scene_of", "system_of"]
+
+
+def scene_of(config: FitConfig, stack: ParticleStack) -> Scene:
+    """What a configuration's preset builds from."""
+    kind = {
+        "dtype": torch.float64 if config.double else torch.float32,
+        "device": torch.device(config.device),
+    }
+    more = config.references, config.low_pass_A, config.seed, config.symmetry, kind
+    return Scene(stack, config.schedule, image_power(stack), *more)
+
+
+def system_of(config: FitConfig, stack: ParticleStack) -> Built:
+    """The configuration's preset, put together at its start.
+
+    Raises
+    ------
+    InputError
+        If the configuration has no preset that is a system of its own.
+    """
+    preset = load(config.preset) if config.preset else None
+    if preset is None or preset.build is None:
+        wanted = "a fit of a preset that is no EM of maps (cryodrgn, cryofire, ...)"
+        got = config.preset or f"--family {config.family}"
+        raise InputError("preset", expected=wanted, got=got)
+    with seeded(config.seed):  # the weights of encoders
+        return preset.build(scene_of(config, stack))
+
+
+def reload(out: str | Path) -> tuple[Half, ParticleStack]:
+    """Model, guide and images of a fit as its last checkpoint has them, and its particles.
+
+    Raises
+    ------
+    InputError
+        If the folder has no such fit, or its particles have moved.
+    """
+    folder = Path(out)
+    settings = folder / "config.toml"
+    got = "no config.toml"
+    require(settings.exists(), str(folder), expected="a folder that fit wrote", got=got)
+    config = FitConfig.from_toml(settings)
+    stack = ParticleStack.read(
+        config.particles,
+        box=config.box or None,
+        invert=config.invert,
+        pixel_size=config.pixel_size or None,
+        need=("ctf",) if config.poses == "ignore" else ("ctf", "rotation", "shift"),
+    )
+    built = system_of(config, stack)
+    checkpoint = folder / "checkpoint.pt"
+    try:
+        built.state.unpack(load_checkpoint(checkpoint)["system"])
+    except (KeyError, RuntimeError) as error:  # torch: sizes that do not fit
+        wanted, got = "what the settings beside it give", str(error).splitlines()[0]
+        remedy = "It may be of another version of cryoprob: fit again."
+        raise InputError(str(checkpoint), expected=wanted, got=got, remedy=remedy) from error
+    return built.half, stack
