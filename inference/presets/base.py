@@ -1,7 +1,7 @@
 """What a preset is: a published system as parts of this package, put together in one file."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -195,6 +195,10 @@ class Built:
     state: State
     steps: int
     finish: Callable[[], FitResult]
+
+    def with_algorithm(self, algorithm: Algorithm) -> "Built":
+        """The same driven by another algorithm."""
+        return replace(self, algorithm=algorithm)
 
 
 @dataclass(frozen=True)

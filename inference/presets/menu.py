@@ -10,8 +10,11 @@ __all__ = ["PRESETS", "load"]
 PRESETS = (
     "relion-refine3d",
     "relion-class3d",
+    "cryosparc-abinitio",
     "cryosparc-refine",
     "cryodrgn",
+    "cryodrgn-bnb",
+    "cryodrgn2",
     "cryoposenet",
     "cryoai",
     "cryofire",

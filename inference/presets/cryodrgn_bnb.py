@@ -1,0 +1,38 @@
+"""cryoDRGN's first search of poses: branch and bound."""
+
+from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.presets.searching import searching
+from cryoprob.inference.treatments.bounded import Bounded
+
+__all__ = ["PRESET"]
+
+
+def build(scene: Scene) -> Built:
+    """Branch and bound, from a grid of 30 degrees."""
+    plan = scene.plan
+    search = Bounded("probable", beam=plan.beam, coarse_order=plan.coarse_order)
+    return searching(scene, search, first=0.07, every=0.17)
+
+
+PRESET = Preset(
+    name="cryodrgn-bnb",
+    paper="Zhong et al. 2020, ICLR (CryoDRGN), algorithm 1",
+    row=Row("coordinate network", "z of several numbers", "rotation, shift, z", "modal EM, VAE"),
+    words=(
+        "A network of conformations, z from an encoder with a normal q, poses by branch and bound"
+        " over nested grids with frequency marching; the first passes at random poses, then poses"
+        " searched anew every fifth pass. The search is made at maps of 16 conformations spread"
+        " over the latent space, each image at that nearest to its own, where the paper asks the"
+        " network anew for every image; the bound is the probabilistic one of cryoSPARC's form,"
+        " since the paper's is none on cells; the second stage of a larger network is left out."
+    ),
+    plan={
+        "zdim": 8,
+        "batch": 32,
+        "learn_rate": 3e-4,
+        "epochs": 30.0,
+        "coarse_order": 1,
+        "beam": 16,
+    },
+    build=build,
+)
