@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cryoprob.inference.schedule import Schedule
     from cryoprob.inference.treatments.amortized import Amortized
     from cryoprob.inference.treatments.bounded import Bounded
+    from cryoprob.inference.treatments.conditional_gaussian import ConditionalGaussian
     from cryoprob.inference.treatments.exact import Exact
     from cryoprob.inference.treatments.gaussian_volume import GaussianVolume
     from cryoprob.inference.treatments.importance import Importance
@@ -48,7 +49,11 @@ if TYPE_CHECKING:
     from cryoprob.models.poses.gaussian_shift import GaussianShift
     from cryoprob.models.poses.uniform_rotation import UniformRotation
     from cryoprob.models.simulate import Microscope, simulate
+    from cryoprob.models.volumes.coordinate_network import CoordinateNetwork
     from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+    from cryoprob.models.volumes.gaussian_mixture import GaussianMixture
+    from cryoprob.models.volumes.linear_modes import LinearModes
+    from cryoprob.models.volumes.real_voxels import RealVoxels
     from cryoprob.optics import Optics, ctf
     from cryoprob.particles import Batch, ParticleStack
     from cryoprob.phantoms import PHANTOMS
@@ -75,6 +80,7 @@ _HOMES = {
     "cryoprob.inference.run": "run_fit",
     "cryoprob.inference.schedule": "Schedule",
     "cryoprob.inference.treatments.bounded": "Bounded",
+    "cryoprob.inference.treatments.conditional_gaussian": "ConditionalGaussian",
     "cryoprob.inference.treatments.exact": "Exact",
     "cryoprob.inference.treatments.gaussian_volume": "GaussianVolume",
     "cryoprob.inference.treatments.known": "Known",
@@ -91,7 +97,11 @@ _HOMES = {
     "cryoprob.models.poses.gaussian_shift": "GaussianShift",
     "cryoprob.models.poses.uniform_rotation": "UniformRotation",
     "cryoprob.models.simulate": "Microscope simulate",
+    "cryoprob.models.volumes.coordinate_network": "CoordinateNetwork",
     "cryoprob.models.volumes.fourier_voxels": "FourierVoxels",
+    "cryoprob.models.volumes.gaussian_mixture": "GaussianMixture",
+    "cryoprob.models.volumes.linear_modes": "LinearModes",
+    "cryoprob.models.volumes.real_voxels": "RealVoxels",
     "cryoprob.optics": "Optics ctf",
     "cryoprob.particles": "Batch ParticleStack",
     "cryoprob.phantoms": "PHANTOMS",
@@ -105,17 +115,21 @@ __all__ = [
     "Amortized",
     "Batch",
     "Bounded",
+    "ConditionalGaussian",
+    "CoordinateNetwork",
     "DataWarning",
     "Exact",
     "FitConfig",
     "FitResult",
     "FourierVoxels",
+    "GaussianMixture",
     "GaussianShift",
     "GaussianVolume",
     "Guide",
     "Importance",
     "InputError",
     "Known",
+    "LinearModes",
     "Local",
     "Microscope",
     "Modal",
@@ -129,6 +143,7 @@ __all__ = [
     "Prior",
     "Proposed",
     "RadialNoise",
+    "RealVoxels",
     "RotationGrid",
     "Schedule",
     "ShiftGrid",

@@ -22,9 +22,9 @@ PRESET = Preset(
         "A network of conformations, z from an encoder with a normal q, poses from a hierarchical"
         " search that keeps the 8 best cells of every level, made anew every fifth pass after some"
         " first ones at random poses; the band grows. The search is made at maps of 16"
-        " conformations spread over the latent space, each image at that nearest to its own, where the paper"
-        " asks the network anew for every image; coarse levels count what a cell leaves open as"
-        " noise; the noise spectrum is learned."
+        " conformations spread over the latent space, each image at that nearest to its own, where"
+        " the paper asks the network anew for every image; coarse levels count what a cell leaves"
+        " open as noise; the noise spectrum is learned."
     ),
     plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 30.0, "beam": 8},
     build=build,

@@ -56,6 +56,8 @@ def config(drawn, name, **settings):
     quick = QUICK | ({"zdim": 2} if "zdim" in preset.plan else {})
     plan = Schedule(**{**preset.plan, **quick, **settings})
     given = {"reference": str(drawn.truth_map), "low_pass_A": 30.0, **preset.config}
+    if name == "cryosparc-abinitio":
+        del given["reference"]
     return FitConfig(str(drawn.truth), preset=name, seed=2, threads=1, schedule=plan, **given)
 
 
