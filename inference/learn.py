@@ -232,12 +232,14 @@ class EncoderLearner(Learner):
 def trained(half: Half) -> Iterator[None]:
     """Training mode, in the fastest precision; both as they were after."""
     encoders = [part for part in half.guide.modules() if isinstance(part, Encoder)]
+    sigma2 = half.model.noise.sigma2
+    fast = None if sigma2.dtype == torch.float64 else fast_precision(sigma2.device)
     half.guide.train()
-    for part in encoders:
-        part.precision = fast_precision(part.gain.device)
+    for part in (half.model.volume, *encoders):
+        part.precision = fast
     yield
     half.guide.eval()
-    for part in encoders:
+    for part in (half.model.volume, *encoders):
         part.precision = None
 
 

@@ -24,6 +24,9 @@ class Volume(nn.Module, ABC):
         Slices are an affine map of the conformation's numbers, whose posterior is then normal.
     conformation_size
         Numbers (or states) of the conformation that its slices take; 0 where they take none.
+    precision
+        Type of the factors of its own matrix products, if not that of the numbers; training sets
+        a fast one where the volume has many.
     is_map
         The coefficients are the voxels of one map, [D, D, D], so that masks apply to them.
     band
@@ -34,6 +37,7 @@ class Volume(nn.Module, ABC):
     linear_in_conformation: bool = False
     conformation_size: int = 0
     is_map: bool = False
+    precision: torch.dtype | None = None
     band: Band
 
     @property

@@ -51,7 +51,7 @@ class CoordinateNetwork(Volume):
         the data makes fresh weights give slices as bright as they are.
     prior_width
         Standard deviation of the prior of a weight, over that of its start.
-    products
+    precision
         Type of the factors of the matrix products, if not that of the numbers. bfloat16 is five
         times as fast as float32 where a processor has it (0.4 % of a slice is rounded off).
     radius
@@ -75,13 +75,13 @@ class CoordinateNetwork(Volume):
         bandwidth: float = 0.5,
         power: Tensor | float = 1.0,
         prior_width: float = 3.0,
-        products: torch.dtype | None = None,
+        precision: torch.dtype | None = None,
         radius: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        self.box, self.conformation_size, self.products = box, size, products
+        self.box, self.conformation_size, self.precision = box, size, precision
         self.width, self.layers, self.prior_width = width, layers, prior_width
         self.set_band(box // 2 - 1 if radius is None else radius)
         power = torch.as_tensor(power, dtype=torch.float64).expand(box // 2 + 2)
@@ -187,7 +187,7 @@ class CoordinateNetwork(Volume):
         same = torch.eye(self.width).to(weights)
         for place in range(3, 3 + 2 * self.layers, 2):
             found[place] = found[place] + same
-        return [part.to(self.products or weights.dtype) for part in found]
+        return [part.to(self.precision or weights.dtype) for part in found]
 
     def _gain(self, band: Band) -> Tensor:
         """Standard amplitude of each packed coefficient, [m]."""

@@ -151,7 +151,8 @@ class LinearModes(Volume):
         found, *modes = self.component_slices(coefficients, rotation)
         for k, part in enumerate(modes):
             found = found + z[..., k, None] * part
-        return found
+        slices: Coefficients = found
+        return slices
 
     def density(self, coefficients: Tensor, conformation: Tensor | None = None) -> Maps:
         """Maps [*, D, D, D] of modes [*, 1 + K, D, D, D] at z [*, K]; batches are broadcast.

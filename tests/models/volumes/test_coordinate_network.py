@@ -162,7 +162,7 @@ def test_start_and_prior_agree(generator):
 
 def test_products_in_bfloat16(generator):
     wide = make(2, box=16, width=64, layers=3, dtype=torch.float32)
-    short = make(2, box=16, width=64, layers=3, dtype=torch.float32, products=torch.bfloat16)
+    short = make(2, box=16, width=64, layers=3, dtype=torch.float32, precision=torch.bfloat16)
     weights, turns = wide.start(generator), random_rotations(4, generator, torch.float32)
     short.load_state_dict(wide.state_dict())
     state, slopes, values = torch.randn(4, 2, generator=generator), [], []
