@@ -1,0 +1,114 @@
+"""Conformations of adenylate kinase at known poses, by presets: order along the path, and maps.
+
+    python tests/benchmarks/conformations.py [--presets a,b,...] [--data FOLDER] [--box D]
+                                             [--set name=value ...] [--seed N] [--threads N]
+                                             [--out DIR]
+
+2000 images between closed and open (SNR 0.1). Prints a row per preset: minutes, nats per image,
+Spearman correlation of the leading principal coordinate with the true progress, and the FSC with
+each image's own true frame, averaged over the shells to half of Nyquist and over 100 images: of
+the map at the image's coordinates, and of the map of the mean coordinates. Then the same of one
+map for all images (exact EM at known poses).
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from cryoprob.app.fit import configure
+from cryoprob.fourier.transforms import crop_map
+from cryoprob.gaussians import gaussian_density
+from cryoprob.inference.latent import principal_axes
+from cryoprob.inference.loop import Quiet
+from cryoprob.inference.result import FitResult
+from cryoprob.inference.run import run_fit
+from cryoprob.metrics.fsc import fsc
+from cryoprob.particles import ParticleStack
+
+JUDGED = 100
+
+
+def frame_maps(data: Path, box: int) -> Tensor:
+    """The true map of every frame, [20, D, D, D]."""
+    with np.load(data / "atoms.npz") as atoms:
+        weight = torch.from_numpy(atoms["map_scale"] * atoms["atomic_number"]).double()
+        variance = torch.full_like(weight, float(atoms["sigma"]) ** 2)[:, None]
+        places = torch.from_numpy(atoms["xyz"]).double()
+    maps = [gaussian_density(xyz, weight[:, None], variance, 64, 1.5) for xyz in places]
+    return torch.stack([crop_map(one, box) for one in maps]).float()
+
+
+def likeness(found: Tensor, truth: Tensor) -> float:
+    """Mean FSC of a map with another up to half of Nyquist."""
+    return float(fsc(found, truth)[1 : len(truth) // 4 + 1].mean())
+
+
+def judged(result: FitResult, maps: Tensor, frame: Tensor) -> tuple[float, float]:
+    """Mean likeness of maps at coordinates, and of the mean's map, to each image's frame."""
+    index = torch.linspace(0, len(frame) - 1, JUDGED).long()
+    own, mean = [], []
+    half = result.fitted
+    weights = half.guide.volume.coefficients.detach()
+    for i in index.tolist():
+        truth = maps[frame[i]]
+        mean.append(likeness(result.volume, truth))
+        if result.states is not None:
+            place = result.states.mean[i].to(weights)
+            with torch.no_grad():
+                density = half.model.volume.density(weights, place)
+            own.append(likeness(density.float(), truth))
+    return sum(own) / max(len(own), 1), sum(mean) / len(mean)
+
+
+def row(
+    name: str, given: argparse.Namespace, maps: Tensor, frame: Tensor, progress: Tensor
+) -> str:
+    """One preset, fitted and judged."""
+    star = given.data / "truth.star"
+    options = {"particles": star, "box": given.box, "seed": given.seed, "threads": given.threads}
+    options |= {"preset": name} if name != "one map" else {"poses": "known"}
+    began = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "fit" if given.out is None else given.out / name.replace(" ", "-")
+        config = configure(options, given.set if name != "one map" else [], None, out, False)
+        result = run_fit(config, out, observer=Quiet())
+    rank = float("nan")
+    if result.states is not None:
+        leading = principal_axes(result.states.mean).project(result.states.mean)[:, 0]
+        rank = abs(float(spearmanr(leading.numpy(), progress.numpy()).statistic))
+    own, mean = judged(result, maps, frame)
+    nats = float(result.posterior.bound.mean())
+    return f"{name:14} {(time.time() - began) / 60:7.1f} {nats:10.2f} {rank:9.3f} {own:7.3f} {mean:7.3f}"
+
+
+def main() -> None:
+    """Run the table."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--presets", default="one map,ppca,cryodrgn,e2gmm")
+    parser.add_argument("--data", type=Path, default=beside / "adk-path")
+    parser.add_argument("--box", type=int, default=32)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    stack = ParticleStack.read(given.data / "truth.star", need=("ctf", "rotation", "shift"))
+    columns = stack.table.columns
+    frame = torch.from_numpy(columns.numbers("frameIndex")).long()
+    progress = torch.from_numpy(columns.numbers("frameProgress"))
+    maps = frame_maps(given.data, given.box)
+    print("preset         minutes       nats  Spearman    at z    mean")
+    for name in given.presets.split(","):
+        print(row(name, given, maps, frame, progress), flush=True)
+
+
+if __name__ == "__main__":
+    main()
