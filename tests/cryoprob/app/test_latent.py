@@ -1,0 +1,93 @@
+"""The latent command on a small fit."""
+
+import csv
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cryoprob.app.cli import app
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.presets.menu import load
+from cryoprob.inference.reload import reload
+from cryoprob.inference.run import run_fit
+from cryoprob.inference.schedule import Schedule
+from cryoprob.io.mrc import read_map
+from cryoprob.io.tables import read_particles
+from cryoprob.models.simulate import simulate
+from cryoprob.phantoms import bead_walk
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stack")
+    generator = torch.Generator().manual_seed(7)
+    drawn = simulate(bead_walk(20, 16, 6.0, generator), 6.0, COUNT, 1.0, generator, out=folder)
+    small = {"zdim": 2, "width": 8, "layers": 1, "epochs": 20.0, "batch": 8}
+    plan = Schedule(**{**load("cryodrgn").plan, **small})
+    settings = {"preset": "cryodrgn", "poses": "known", "seed": 2, "threads": 1}
+    out = folder / "fit"
+    return out, run_fit(FitConfig(str(drawn.truth), schedule=plan, **settings), out)
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["latent", *map(str, words)])
+
+
+def test_a_fit_is_taken_up_as_it_was_left(fitted):
+    out, result = fitted
+    half, stack = reload(out)
+    assert len(stack) == COUNT
+    for name, value in result.fitted.guide.state_dict().items():
+        assert half.guide.state_dict()[name].equal(value), name
+
+
+def test_maps_tables_and_picture(fitted):
+    out, result = fitted
+    told = run(out, "--centers", 3, "--steps", 4, "--at", "0.5,-1", "--at", "0,0")
+    assert told.exit_code == 0 and "occupancy" in told.stdout
+    folder = out / "latent"
+    names = sorted(path.name for path in folder.glob("*.mrc"))
+    assert names == [
+        *(f"at_0{n}.mrc" for n in (1, 2)),
+        *(f"center_0{n}.mrc" for n in (1, 2, 3)),
+        *(f"path_0{n}.mrc" for n in (1, 2, 3, 4)),
+    ]
+    half = result.fitted
+    place = torch.tensor([0.5, -1.0])
+    with torch.no_grad():
+        wanted = half.model.volume.density(half.guide.volume.coefficients, place)
+    torch.testing.assert_close(read_map(folder / "at_01.mrc")[0], wanted)
+    rows = list(csv.DictReader((folder / "latent.csv").read_text().splitlines()))
+    assert len(rows) == COUNT and float(rows[3]["z2"]) == pytest.approx(
+        float(result.states.mean[3, 1]), rel=1e-4
+    )
+    weight = torch.zeros(3)
+    for n in (1, 2, 3):
+        table = read_particles(folder / f"center_0{n}.star")
+        shares = torch.from_numpy(table.columns.numbers("cryoprobRegionShare"))
+        assert (shares >= 0.01).all()
+        weight[n - 1] = shares.sum()
+    # shares of an image add up to 1, but for those below 1 % that are left out
+    assert COUNT * 0.98 <= float(weight.sum()) <= COUNT + 1e-4
+    assert (folder / "latent.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--at", "1"], "2 numbers"),
+        (["--at", "a,b"], "2 numbers"),
+        (["--axis", "3"], "1 to 2"),
+    ],
+)
+def test_impossible_places(fitted, words, told):
+    result = run(fitted[0], *words)
+    assert result.exit_code == 2 and told in result.stderr
+
+
+def test_a_folder_without_coordinates(tmp_path):
+    result = run(tmp_path)
+    assert result.exit_code == 2 and "no posterior.nc" in result.stderr

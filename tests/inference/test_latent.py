@@ -1,0 +1,67 @@
+"""Reading a latent space: axes, clusters, paths and regions of clouds that are known."""
+
+import pytest
+import torch
+
+from cryoprob.checks import InputError
+from cryoprob.inference.latent import centers, line, nearest, principal_axes, region_shares
+
+F64 = torch.float64
+
+
+def cloud(generator, n=400):
+    """Normal points, long along (1, 1, 0)."""
+    white = torch.randn(n, 3, generator=generator, dtype=F64)
+    long = torch.tensor([1.0, 1.0, 0.0], dtype=F64) / 2**0.5
+    return 5 * white[:, :1] * long + 0.3 * white + torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+
+
+def test_axes_are_numpys(generator):
+    values = cloud(generator)
+    axes = principal_axes(values)
+    covariance = torch.cov(values.T)
+    wanted, vectors = torch.linalg.eigh(covariance)
+    torch.testing.assert_close(axes.variance, wanted.flip(0))
+    torch.testing.assert_close(
+        (axes.axes @ vectors.flip(1)).abs(), torch.eye(3, dtype=F64), atol=1e-9, rtol=0
+    )
+    torch.testing.assert_close(axes.at(axes.project(values)), values)
+    largest = axes.axes.gather(1, axes.axes.abs().argmax(1, keepdim=True))
+    assert (largest > 0).all()
+
+
+def test_a_path_stays_among_the_points(generator):
+    """On a ring it follows the ring, where the mean of all is empty."""
+    angle = 3.0 * torch.rand(2000, generator=generator, dtype=F64)
+    ring = torch.stack([10 * angle.cos(), 10 * angle.sin()], 1)
+    path = line(ring, 9)
+    along = principal_axes(ring).project(path)[:, 0]
+    steps = along.diff()
+    torch.testing.assert_close(steps, steps.mean().expand_as(steps))
+    # tenths of the points on an arc of 1.5 radii on either side bend away from their mean
+    assert (path.norm(dim=1) > 8.5).all() and (path.norm(dim=1) < 11.5).all()
+
+
+def test_clusters_and_their_regions(generator):
+    place = torch.tensor([[0.0, 0.0], [10.0, 0.0], [20.0, 1.0]], dtype=F64)
+    which = torch.randint(3, (300,), generator=generator)
+    values = place[which] + 0.5 * torch.randn(300, 2, generator=generator, dtype=F64)
+    points, own = centers(values, 3, seed=4)
+    assert own.equal(which) or own.equal(2 - which)  # sorted along the first axis, either way
+    assert all((values == point).all(1).any() for point in points)
+    assert nearest(values, points).unique().numel() == 3
+    sharp = region_shares(values, torch.full_like(values, 1e-3), points, seed=1)
+    assert sharp.argmax(1).equal(own) and float(sharp.amax(1).min()) == pytest.approx(1)
+    with pytest.raises(InputError, match="1 to all"):
+        centers(values[:2], 3, seed=1)
+
+
+def test_shares_are_normal_masses():
+    """Two points, one image in between: the mass on either side of the middle."""
+    mean, std = torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64)
+    points = torch.tensor([[0.0], [2.0]], dtype=F64)
+    found = region_shares(mean.expand(500, 1), std.expand(500, 1), points, seed=3)
+    wanted = 0.5 * torch.special.erfc(torch.tensor(1 / 2**0.5, dtype=F64))
+    # 500 images of 256 draws: 0.001 a standard deviation
+    assert float(found[:, 1].mean()) == pytest.approx(float(wanted), abs=0.0045)
+    torch.testing.assert_close(found.sum(1), torch.ones(500, dtype=F64))
