@@ -1,0 +1,31 @@
+"""The exact normal posterior of a conformation that slices are linear in."""
+
+from cryoprob.checks import InputError
+from cryoprob.inference.treatments.base import Treatment
+from cryoprob.particles import Batch
+
+__all__ = ["ConditionalGaussian"]
+
+
+class ConditionalGaussian(Treatment):
+    """q(z | pose, image) = p(z | pose, image), a normal law in closed form; nothing is learned.
+
+    The E-step integrates z out (:mod:`cryoprob.inference.linear_posterior`), and the bound is the
+    log evidence. It needs a volume that is linear in the conformation (``LinearModes``) with a
+    normal prior. Tagare et al. 2015, J. Struct. Biol. 191, 245.
+    """
+
+    def forward(self, site: str, batch: Batch) -> None:
+        """Not for estimators by draws: the site is integrated out.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
+        raise InputError(
+            site,
+            expected="a treatment that can be drawn from, for an objective by draws",
+            got=type(self).__name__,
+            remedy="Fit with ModesEM, which integrates it out; or use PerImage or Amortized.",
+        )
