@@ -19,7 +19,7 @@ from cryoprob.inference.treatments.known import Known
 from cryoprob.particles import Batch, ParticleStack
 from cryoprob.types import Maps
 
-__all__ = ["finish_joint", "states_of"]
+__all__ = ["finish_joint", "states_of", "summary_at"]
 
 _BLOCK = 128
 _PATH = 10
@@ -38,7 +38,7 @@ def finish_joint(
             density = half.model.volume.density(volume)
         else:
             density = half.model.volume.density(volume, mean.mean(0).to(volume))
-    posterior = _summary(bound, rotation, shift)
+    posterior = summary_at(bound, rotation, shift)
     known = isinstance(half.guide.rotation, Known)
     last = half.model.band
     return FitResult(
@@ -91,7 +91,7 @@ def _conformation(part: object, batch: Batch) -> tuple[Tensor, Tensor]:
     return mean, torch.zeros_like(mean)
 
 
-def _summary(bound: Tensor, rotation: Tensor, shift: Tensor) -> PosteriorSummary:
+def summary_at(bound: Tensor, rotation: Tensor, shift: Tensor) -> PosteriorSummary:
     """A summary of q's modes: nothing is known of masses of cells."""
     nothing = torch.zeros_like(shift[:, 0])
     parts = (bound, rotation, shift, torch.ones_like(nothing), *(nothing,) * 3)

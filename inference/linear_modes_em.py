@@ -228,7 +228,7 @@ class ModesEM:
         exact = kind == ConditionalGaussian.__name__
         require(exact, "conformation", expected="ConditionalGaussian in the guide", got=kind)
         if state.iteration == 0:
-            self._begin(half, stack)
+            self.begin(half, stack)
         sums = modes_e_step(
             half.model,
             half.guide,
@@ -248,7 +248,7 @@ class ModesEM:
         state.history.append(record)
         return {**record, "seconds": perf_counter() - began}
 
-    def _begin(self, half: Half, stack: ParticleStack) -> None:
+    def begin(self, half: Half, stack: ParticleStack) -> None:
         """Give the mean and the modes a start where they have none."""
         values = half.guide.volume.coefficients.data
         if not values[0].any():

@@ -72,4 +72,5 @@ def reload(out: str | Path) -> tuple[Half, ParticleStack]:
         wanted, got = "what the settings beside it give", str(error).splitlines()[0]
         remedy = "It may be of another version of cryoprob: fit again."
         raise InputError(str(checkpoint), expected=wanted, got=got, remedy=remedy) from error
+    built.settle()
     return built.half, stack

@@ -1,6 +1,6 @@
 """What a preset is: a published system as parts of this package, put together in one file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from cryoprob.inference.starts import reference_map
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models.conformations.base import Conformation
 from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.structure_factors import Term
 from cryoprob.models.volumes.base import Volume
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
@@ -155,9 +156,14 @@ class Scene:
         """Gradient steps in as many passes as the plan has."""
         return max(1, round(self.plan.epochs * len(self.stack) / self.plan.batch))
 
-    def model(self, volume: Volume, conformation: Conformation | None = None) -> ParticleModel:
+    def model(
+        self,
+        volume: Volume,
+        conformation: Conformation | None = None,
+        terms: Iterable[Term] = (),
+    ) -> ParticleModel:
         """A model of a volume, noise at its start."""
-        return assemble(self.stack, self.plan, self.sigma2, volume, conformation)
+        return assemble(self.stack, self.plan, self.sigma2, volume, conformation, terms)
 
     def train(
         self, model: ParticleModel, guide: Guide, objective: Objective, **options: Any
@@ -188,6 +194,8 @@ class Built:
         For the loop, at most ``steps`` of it.
     finish
         Makes the result of the state at the end.
+    settle
+        Brings model and guide of a checkpoint to where ``finish`` leaves them.
     """
 
     half: Half
@@ -195,6 +203,7 @@ class Built:
     state: State
     steps: int
     finish: Callable[[], FitResult]
+    settle: Callable[[], None] = lambda: None
 
     def with_algorithm(self, algorithm: Algorithm) -> "Built":
         """The same driven by another algorithm."""

@@ -5,7 +5,7 @@ from importlib import import_module
 from cryoprob.checks import require
 from cryoprob.inference.presets.base import Preset
 
-__all__ = ["PRESETS", "load"]
+__all__ = ["PRESETS", "load", "module_of"]
 
 PRESETS = (
     "relion-refine3d",
@@ -15,10 +15,16 @@ PRESETS = (
     "cryodrgn",
     "cryodrgn-bnb",
     "cryodrgn2",
+    "cryofold",
+    "3dva",
+    "ppca",
     "cryoposenet",
+    "e2gmm",
+    "atomvae",
     "cryoai",
     "cryofire",
     "fstdiff",
+    "covariance",
 )
 
 
@@ -31,6 +37,11 @@ def load(name: str) -> Preset:
         If there is none.
     """
     require(name in PRESETS, "--preset", expected=", ".join(PRESETS), got=repr(name))
-    found = import_module(f"cryoprob.inference.presets.{name.replace('-', '_')}")
-    preset: Preset = found.PRESET
+    preset: Preset = import_module(module_of(name)).PRESET
     return preset
+
+
+def module_of(name: str) -> str:
+    """The module of a preset: its name, as Python can have it."""
+    plain = name.replace("-", "_")
+    return f"cryoprob.inference.presets.{'_' * plain[0].isdigit()}{plain}"

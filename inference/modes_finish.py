@@ -1,0 +1,53 @@
+"""The end of a fit of linear modes: principal axes, every image's coordinates, maps along them."""
+
+import torch
+
+from cryoprob.inference.build import noise_log_density
+from cryoprob.inference.finish import verdict
+from cryoprob.inference.half import Half
+from cryoprob.inference.joint_finish import states_of, summary_at
+from cryoprob.inference.linear_modes_em import ModesState, principal
+from cryoprob.inference.linear_posterior import known_poses, latents, prior_scale
+from cryoprob.inference.result import FitResult
+from cryoprob.particles import ParticleStack
+
+__all__ = ["finish_modes", "turn_to_axes"]
+
+
+def turn_to_axes(half: Half) -> None:
+    """Turn a half's modes to their principal axes, most variance first, in place."""
+    point = half.guide.volume.coefficients
+    point.data = principal(point.data, prior_scale(half.model)).coefficients
+
+
+def finish_modes(state: ModesState, stack: ParticleStack) -> FitResult:
+    """Exact posteriors of the coordinates along the principal axes, and maps.
+
+    ``mode_1`` ... are the maps' standard deviations along the axes.
+    """
+    half = state.half
+    model, point = half.model, half.guide.volume.coefficients
+    found = latents(model, half.guide, stack, covariance=state.covariance)
+    axes = principal(point.data, prior_scale(model))
+    mean = axes.latent(found.mean)
+    spread = axes.covariance(found.covariance).diagonal(dim1=1, dim2=2).sqrt()
+    turn_to_axes(half)
+    with torch.no_grad():
+        states = states_of(half, mean, spread)
+        volume = model.volume.density(point.data, mean.mean(0).to(point))
+    for k, mode in enumerate(point.data[1:], 1):
+        states.maps[f"mode_{k}"] = mode.cpu()
+    rotation, shift = known_poses(half.guide)
+    posterior = summary_at(found.log_evidence, rotation, shift)
+    return FitResult(
+        volume=volume.cpu(),
+        volume_std=None,
+        pixel_size=stack.pixel_size,
+        resolution_A=model.band.box * stack.pixel_size / model.band.radius,
+        criterion="the band of the fit; no half sets",
+        posterior=posterior,
+        history=state.history,
+        trust=verdict(posterior, noise_log_density(stack), [], True),
+        fitted=half,
+        states=states,
+    )

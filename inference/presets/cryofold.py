@@ -1,0 +1,55 @@
+"""CryoFold: a structure's residues as Gaussians, displaced by a variational autoencoder."""
+
+import torch
+
+from cryoprob.inference.encoders.centering import Centering
+from cryoprob.inference.encoders.fourier_mlp import FourierMLP
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.laws.vectors import NormalVector
+from cryoprob.inference.objectives.elbo import Elbo
+from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.presets.gaussians import (
+    VOLUME_RATE,
+    bonds,
+    coordinates,
+    molecule,
+    structure,
+)
+from cryoprob.inference.treatments.amortized import Amortized
+from cryoprob.inference.treatments.point import Point
+
+__all__ = ["PRESET"]
+
+
+def build(scene: Scene) -> Built:
+    """Residues of a structure, a residual network of z that moves them, bonds that hold."""
+    plan, stack, found = scene.plan, scene.stack, structure(scene, docked=True)
+    volume = molecule(scene, found, docked=True, free=("positions",))
+    model = scene.model(volume, coordinates(scene), [bonds(scene, found)])
+    turns, moves = scene.known
+    size = {"width": plan.width, "layers": plan.layers}
+    centering = Centering(moves, stack.pixel_size)
+    encoder = FourierMLP(stack.box, scene.sigma2.mean(0), centering=centering, **size)
+    center = scene.put(torch.zeros(1, plan.zdim))
+    state = Amortized(encoder.to(**scene.kind), NormalVector(plan.zdim), center)
+    start = Point(volume.start(scene.generator))
+    guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
+    return scene.train(model, guide, Elbo(), volume_rate=VOLUME_RATE)
+
+
+PRESET = Preset(
+    name="cryofold",
+    paper="Zhong et al. 2021, arXiv 2107.01331 (CryoFold)",
+    row=Row("Gaussians of residues", "z of several numbers", "z", "variational autoencoder"),
+    words=(
+        "Needs --reference model.pdb that lies in the frame of the poses (docked into a map of"
+        " them whose middle voxel is at the origin) and within the ensemble. Two Gaussians a"
+        " residue, at C-alpha and side chain (one where the file has C-alphas alone), heavy as"
+        " their electrons and of one width; a network of z moves them; bonds keep the structure's"
+        " lengths to 0.3 A, as a factor of the model. Poses from the file; the mean structure is"
+        " free beside the network; the grey scale is regressed once; the noise is learned."
+    ),
+    config={"poses": "known"},
+    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0},
+    build=build,
+)
