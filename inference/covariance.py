@@ -84,7 +84,7 @@ def estimate_covariance(
     """Covariance of the maps that images ``index`` (default all) show at known poses.
 
     Images are whitened by the model's noise; maps are sought in the model's band. Nothing is
-    asked of the volume but its slicer.
+    asked of the volume. In float64: second moments of few images are an ill-posed problem.
 
     Parameters
     ----------
@@ -105,9 +105,8 @@ def estimate_covariance(
     remedy = "Crop the images (ParticleStack.read(box=16)), or fit LinearModes."
     small = stack.box <= _LARGEST
     require(small, "box", expected=f"{_LARGEST} or less", got=got, remedy=remedy)
-    like = model.noise.sigma2
-    basis = fourier_basis(stack.box, model.band.radius).to(like)
-    need = len(index) * 2 * len(model.band) * len(basis) * like.element_size()
+    basis = fourier_basis(stack.box, model.band.radius).to(model.noise.sigma2.device)
+    need = len(index) * 2 * len(model.band) * len(basis) * basis.element_size()
     require(
         need <= memory,
         "operators of the images",
@@ -226,8 +225,8 @@ def _whitened(
     poses, found = known_poses(guide), []
     slicer = Slicer(model.band, dtype=basis.dtype, device=basis.device)
     for images in chunks(model, stack, index):
-        rotation, shift = (values[images.index] for values in poses)
-        root = images.transfer.sqrt()
+        rotation, shift = (values[images.index].to(basis) for values in poses)
+        root = images.transfer.to(basis).sqrt()
         phase = shift_phase(model.band, shift, model.pixel_size)
         safe = torch.where(root > 0, root, torch.ones_like(root))
         values = reals(images.image * phase.conj() / safe)

@@ -32,8 +32,8 @@ class CovarianceFit:
         ModesEM(self.seed).begin(half, stack)
         found = estimate_covariance(half.model, half.guide, stack, half.index)
         values = half.guide.volume.coefficients.data
-        values[0] = found.mean_map()
-        values[1:] = found.modes(len(values) - 1)
+        values[0] = found.mean_map().to(values)
+        values[1:] = found.modes(len(values) - 1).to(values)
         bound = latents(half.model, half.guide, stack).log_evidence
         state.iteration, state.done = 1, True
         band = half.model.band
