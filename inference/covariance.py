@@ -89,7 +89,8 @@ def estimate_covariance(
     Parameters
     ----------
     ridge, mean_ridge
-        Penalties of squares, as of :func:`least_squares_covariance`, per image.
+        Penalties of squares, per image: of the covariance in units of what an image adds to the
+        diagonal of the normal equations, and of the mean's coordinates.
     tolerance, max_iterations
         Of the conjugate gradients.
     memory
@@ -118,10 +119,11 @@ def estimate_covariance(
         parts = _whitened(model, guide, stack, index, basis)
         operators, images = (torch.cat(part) for part in zip(*parts, strict=True))
         mean = least_squares_mean(operators, images, ridge=mean_ridge)
+        diagonal = operators.square().sum(1)
         found, steps = least_squares_covariance(
             operators,
             images - operators @ mean,
-            ridge=ridge,
+            ridge=ridge * float((diagonal.mean(0) ** 2).mean()),
             tolerance=tolerance,
             max_iterations=max_iterations,
         )

@@ -11,6 +11,9 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["CovarianceFit"]
 
+_RIDGE, _TOLERANCE = 0.03, 1e-3
+"""Without a penalty few images leave the covariance open, and rounding errors grow."""
+
 
 @dataclass(frozen=True)
 class CovarianceFit:
@@ -30,7 +33,8 @@ class CovarianceFit:
         """All of it; returns (and appends) the record."""
         began, half = perf_counter(), state.half
         ModesEM(self.seed).begin(half, stack)
-        found = estimate_covariance(half.model, half.guide, stack, half.index)
+        penalty = {"ridge": _RIDGE, "tolerance": _TOLERANCE}
+        found = estimate_covariance(half.model, half.guide, stack, half.index, **penalty)
         values = half.guide.volume.coefficients.data
         values[0] = found.mean_map().to(values)
         values[1:] = found.modes(len(values) - 1).to(values)
