@@ -16,17 +16,17 @@ cryodrgn`` in an environment of its own, and ``--cryodrgn`` its program).
 """
 
 import argparse
-import os
-import pickle
 import shutil
-import subprocess
-import tempfile
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from drgn_program import cryodrgn_rate
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import low_pass
@@ -133,36 +133,6 @@ def training_rate(stack: ParticleStack, width: int, layers: int, batch: int, ste
     return sum(r["images"] for r in records) / sum(r["seconds"] for r in records)
 
 
-def cryodrgn_rate(
-    program: str, data: Path, width: int, layers: int, batch: int, images: int
-) -> float:
-    """Images per second of ``cryodrgn train_vae``, from two runs of 1 and 3 passes over some."""
-    alike = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with tempfile.TemporaryDirectory() as name:
-        folder, star = Path(name), str(data / "truth.star")
-        for kind, out, more in (
-            ("parse_pose_star", "poses.pkl", []),
-            ("parse_ctf_star", "ctf.pkl", ["--ps", "0"]),  # no phase plate: else NaN
-        ):
-            call = [program, kind, star, "-o", str(folder / out), *more]
-            subprocess.run(call, check=True, capture_output=True, cwd=data)
-        with open(folder / "some.pkl", "wb") as file:
-            pickle.dump(np.arange(images), file)
-        seconds = []
-        for passes in (1, 3):
-            size = [f"--{part}-{kind}" for part in ("enc", "dec") for kind in ("dim", "layers")]
-            values = [str(width), str(layers)] * 2
-            call = [program, "train_vae", str(data / "particles.mrcs"), "-o", str(folder / "out")]
-            call += ["--poses", str(folder / "poses.pkl"), "--ctf", str(folder / "ctf.pkl")]
-            call += ["--zdim", "2", "-n", str(passes), "-b", str(batch), "--no-analysis"]
-            call += ["--ind", str(folder / "some.pkl")]
-            call += [word for pair in zip(size, values, strict=True) for word in pair]
-            began = time.perf_counter()
-            subprocess.run(call, check=True, capture_output=True, env=alike)
-            seconds.append(time.perf_counter() - began)
-    return 2 * images / (seconds[1] - seconds[0])
-
-
 def tell_reading(
     stack: ParticleStack, model: ParticleModel, data: Path, orders: list[int]
 ) -> None:
@@ -204,7 +174,8 @@ def main() -> None:
         told = "not installed (--cryodrgn) | "
         if given.cryodrgn:
             images = len(stack) if width <= 256 else given.other_images
-            other = cryodrgn_rate(given.cryodrgn, given.data, width, layers, batch, images)
+            network = {"width": width, "layers": layers, "batch": batch, "zdim": 2}
+            other, _ = cryodrgn_rate(given.cryodrgn, given.data, images=images, **network)
             told = f"{other:.0f} | {own / other:.1f}"
         print(f"| {width} x {layers} | {batch} | {own:.0f} | {told} |", flush=True)
 

@@ -114,7 +114,9 @@ class Task:
                 volume = guide.volume.coefficients.data
                 recipe = Recipe(model, volume, plan, len(stack), self.seed)
                 learner = row.learner(recipe)
-                if isinstance(learner, NaturalLearner | TableLearner):  # free numbers of other images
+                if isinstance(
+                    learner, NaturalLearner | TableLearner
+                ):  # free numbers of other images
                     guide = row.guide(recipe)
                     learner.learn(Half(model, guide, torch.arange(len(stack))), stack, 0, order)
             found = e_step(model, guide, stack, draws=max(1, plan.draws)).summary
