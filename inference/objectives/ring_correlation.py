@@ -7,7 +7,7 @@ from scipy.special import ive
 from torch import Tensor
 
 from cryoprob.checks import require
-from cryoprob.fourier.bands import Band
+from cryoprob.fourier.bands import Band, full_band
 from cryoprob.fourier.gaussian_map import AnyMap, mean_of
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.base import Objective, log_terms
@@ -15,7 +15,10 @@ from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 from cryoprob.types import Coefficients
 
-__all__ = ["RingCorrelation", "concentration", "ring_correlation"]
+__all__ = ["RingCorrelation", "concentration", "concentration_of_power", "ring_correlation"]
+
+_SURE = 0.95
+"""Largest correlation with the truth that a ring of an image is given."""
 
 
 def ring_correlation(band: Band, one: Coefficients, other: Coefficients) -> Tensor:
@@ -37,12 +40,22 @@ def concentration(correlation: Tensor, numbers: Tensor) -> Tensor:
     return r * (numbers - r**2) / (1 - r**2)
 
 
+def concentration_of_power(power: Tensor, box: int) -> Tensor:
+    """Concentrations [S] of images of a mean power [S], whose last three rings are white noise.
+
+    The correlation of an image with its noiseless self is the root of the signal's share.
+    """
+    floor = power[box // 2 - 3 : box // 2].mean()
+    share = (1 - floor / power).clamp(0, _SURE**2)
+    return concentration(share.sqrt(), full_band(box).numbers_per_shell().clamp(min=2))
+
+
 class RingCorrelation(Objective):
     """``sum over rings of kappa FRC + log C(kappa)``, whatever the scale of image and volume.
 
     The direction of a ring's n numbers on the sphere in R^n is von Mises-Fisher around that of the
     expected image. It is no likelihood of the image (powers of rings count nothing), so that its
-    nats compare with no other objective's. Ludtke and Chen 2021 (e2gmm) raise the plain mean.
+    nats compare with no other objective's. Chen and Ludtke 2021 (E2GMM) raise the plain mean.
 
     Parameters
     ----------
