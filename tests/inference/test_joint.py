@@ -58,7 +58,11 @@ def run(algorithm, state, stack):
 
 def test_known_poses_end_at_the_exact_m_step(problem):
     state = JointState(half(problem))
-    run(joint(Elbo(), steps=600, volume_rate=0.3, noise=False, solvent=Solvent("none")), state, problem.stack)
+    run(
+        joint(Elbo(), steps=600, volume_rate=0.3, noise=False, solvent=Solvent("none")),
+        state,
+        problem.stack,
+    )
     statistics = e_step(problem.model, state.half.guide, problem.stack)
     equations = statistics.insertion.equations()
     found = state.half.guide.volume.coefficients.data
@@ -127,6 +131,21 @@ def test_a_teacher_trains_q_and_the_objective_the_map(problem):
     assert (rotation.numbers.detach() > before[0]).all()
     assert shift.numbers.equal(before[1])
     assert state.half.guide.volume.coefficients.detach().abs().max() > 0
+
+
+def test_what_is_held_stays_and_then_moves(problem):
+    """A phase of q alone: the map to the last bit; then both."""
+    rotation, shift = tables(problem)
+    state = JointState(half(problem, rotation, shift, problem.volume))
+    algorithm = joint(Elbo(), steps=100, rate=0.01, held={"volume": 0.5}, solvent=Solvent("none"))
+    algorithm.step(state, problem.stack)
+    volume = state.half.guide.volume.coefficients.detach().clone()
+    assert volume.equal(problem.volume)
+    assert not rotation.numbers.equal(tables(problem)[0].numbers)
+    algorithm.step(state, problem.stack)
+    assert not state.half.guide.volume.coefficients.detach().equal(volume)
+    with pytest.raises(InputError, match="rotation or shift"):
+        joint(Elbo(), held={"pose": 1.0})
 
 
 def test_the_band_grows_and_the_rates_fall(problem):
