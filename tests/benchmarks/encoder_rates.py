@@ -11,7 +11,8 @@ Second table: images per second of training, poses unknown to the package's enco
 of the width and the number of layers given to cryoDRGN, and a voxel map, raised together by
 gradient steps), known to cryoDRGN's (``cryodrgn train_vae``: encoder and decoder of that size, two
 latent numbers); the same batch and threads. cryoDRGN runs twice, for 1 and 3 passes, so that what
-it does before is subtracted; on ``--other-images`` of the images where the network is wide. Left out with a reason where cryoDRGN is not installed (``pip install
+it does before is subtracted; on ``--other-images`` of the images, and on eight times as many where
+the network is narrow. Left out with a reason where cryoDRGN is not installed (``pip install
 cryodrgn`` in an environment of its own, and ``--cryodrgn`` its program).
 """
 
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cryodrgn", default=shutil.which("cryodrgn"))
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--other-images", type=int, default=128)
+    parser.add_argument("--other-images", type=int, default=64)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     stack = ParticleStack.read(given.data / "particles.star")
@@ -173,7 +174,7 @@ def main() -> None:
         own = training_rate(stack, width, layers, batch, given.steps)
         told = "not installed (--cryodrgn) | "
         if given.cryodrgn:
-            images = len(stack) if width <= 256 else given.other_images
+            images = given.other_images * (8 if width <= 256 else 1)
             network = {"width": width, "layers": layers, "batch": batch, "zdim": 2}
             other, _ = cryodrgn_rate(given.cryodrgn, given.data, images=images, **network)
             told = f"{other:.0f} | {own / other:.1f}"
