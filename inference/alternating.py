@@ -119,7 +119,7 @@ def _maps(half: Half, stack: ParticleStack, states: int, seed: int) -> list[tupl
 
 def _voxels(model: ParticleModel, density: Tensor) -> ParticleModel:
     """The model with a voxel map in place of its volume, in the same band."""
-    kind = {"dtype": density.dtype, "device": density.device}
+    kind: dict[str, Any] = {"dtype": density.dtype, "device": density.device}
     volume = FourierVoxels(density.shape[-1], radius=model.band.radius, **kind)
     rest = model.noise, model.pixel_size, model.contrast
     return ParticleModel(volume, model.rotation, model.shift, *rest)

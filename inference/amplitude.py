@@ -1,7 +1,9 @@
 """The grey scale of a reference: chosen among a ladder of factors by exact evidence."""
 
 import torch
+from torch import Tensor
 
+from cryoprob.checks import require
 from cryoprob.fourier.shells import shell_mean
 from cryoprob.fourier.transforms import fft3
 from cryoprob.inference.e_step import e_step
@@ -13,13 +15,15 @@ from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.local import Local
 from cryoprob.inference.treatments.point import Point
+from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.particles import ParticleStack
 
-__all__ = ["match_amplitude"]
+__all__ = ["match_amplitude", "regressed_amplitude"]
 
 _IMAGES = 64
+_REGRESSED = 512
 _FACTORS = 2.0 ** torch.arange(-8.0, 3.0, 0.5)
 
 
@@ -51,3 +55,34 @@ def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmet
         factor = 1.0
     point.coefficients.data = factor * point.coefficients.data
     return f"The reference was multiplied by {factor:.3g} (grey scale of the images, by evidence)."
+
+
+def regressed_amplitude(model: ParticleModel, volume: Tensor, stack: ParticleStack) -> float:
+    """The factor on a volume's density that fits the images best, at the poses of their file.
+
+    Least squares under the model's noise, over some images, at conformation 0.
+
+    Raises
+    ------
+    InputError
+        If it is not positive: the volume does not show what the images do.
+    """
+    assert stack.rotation is not None and stack.shift is not None
+    like, size = model.noise.sigma2, model.volume.conformation_size
+    cross = power = 0.0
+    for index in torch.arange(len(stack))[:: max(1, len(stack) // _REGRESSED)].split(_IMAGES):
+        batch = stack.batch(index, model.band, like.dtype, like.device)
+        poses = stack.rotation[index].to(like), stack.shift[index].to(like)
+        state = like.new_zeros(len(index), size) if size else None
+        mean = model.likelihood(volume, *poses, batch, state).mean
+        weight = 1 / like[batch.group][:, model.band.shell.to(like.device)]
+        cross += float(((mean.conj() * batch.image).real * weight).sum())
+        power += float((mean.abs().square() * weight).sum())
+    require(
+        cross > 0,
+        "reference",
+        expected="a molecule whose projections look like the images",
+        got="ones that do not correlate with them at the poses of the file",
+        remedy="Superpose it on a map made with these poses; --invert if particles are dark.",
+    )
+    return cross / power

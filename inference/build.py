@@ -1,6 +1,8 @@
 """Models and guides, built from a stack, a family and a schedule."""
 
+from collections.abc import Iterable
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from cryoprob.models.noises.radial_noise import RadialNoise
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import GaussianShift
 from cryoprob.models.poses.uniform_rotation import UniformRotation
+from cryoprob.models.structure_factors import Term
 from cryoprob.models.volumes.base import Volume
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.models.volumes.mixture import Mixture
@@ -82,7 +85,11 @@ def build_model(
     """
     sigma2 = starting_noise(power).to(device, dtype)
     signal = sigma2.mean(0) / stack.box
-    kind = {"interpolation": schedule.interpolation, "dtype": dtype, "device": device}
+    kind: dict[str, Any] = {
+        "interpolation": schedule.interpolation,
+        "dtype": dtype,
+        "device": device,
+    }
     count = schedule.classes
     maps = [FourierVoxels(stack.box, signal, radius=radius, **kind) for _ in range(count)]
     if count == 1:
@@ -102,9 +109,10 @@ def assemble(
     sigma2: Tensor,
     volume: Volume,
     conformation: Conformation | None = None,
+    terms: Iterable[Term] = (),
 ) -> ParticleModel:
     """A particle model of any volume, poses on the continuum, noise of spectra [G, S]."""
-    kind = {"dtype": sigma2.dtype, "device": sigma2.device}
+    kind: dict[str, Any] = {"dtype": sigma2.dtype, "device": sigma2.device}
     sigma = schedule.shift_extent * stack.pixel_size / 2
     total = len(stack) if schedule.contrast else 0
     return ParticleModel(
@@ -115,6 +123,7 @@ def assemble(
         stack.pixel_size,
         Contrast(total, **kind),
         conformation,
+        terms,
     )
 
 
@@ -136,5 +145,6 @@ def build_guide(recipe: Recipe, row: Family, stack: ParticleStack, poses: str) -
     if poses == "local":
         reach = 2 * recipe.plan.shift_step * stack.pixel_size
         treatments = (Local(rotation, 12.0), Local(shift, reach))
-    parts = {"volume": recipe.volume, "conformation": recipe.conformation}
-    return Guide(rotation=treatments[0], shift=treatments[1], **parts)
+    turns, moves = treatments
+    volume, states = recipe.volume, recipe.conformation
+    return Guide(rotation=turns, shift=moves, volume=volume, conformation=states)

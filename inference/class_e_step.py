@@ -147,10 +147,10 @@ def _dense(parts: list[Member], block_bytes: int, log_weight: Tensor) -> _Run:
                 to.shift_power += one.shift_power(by)
                 to.summary.put(some.index, one.summary())
         group = int(images.group[0])
-        for grid, pair, to, part in zip(grids, pairs, sums, parts, strict=True):
-            sigma2 = part.model.noise.sigma2[group]
-            at = grid.slices, grid.energy, grid.rotations, grid.band
-            to.add_slices(group, *pair, *at, sigma2)
+        sigma2 = parts[0].model.noise.sigma2[group]
+        for grid, (numerator, weight), to in zip(grids, pairs, sums, strict=True):
+            at = (grid.slices, grid.energy, grid.rotations, grid.band)
+            to.add_slices(group, numerator, weight, *at, sigma2)
         return torch.cat(shares)
 
     return run

@@ -27,13 +27,13 @@ class FitConfig:
     ----------
     particles
         STAR file.
-    preset
-        A published system (:mod:`cryoprob.inference.presets`), whose settings these are; or "".
     family
         One of :data:`FAMILIES` or :data:`HYBRIDS`.
+    preset
+        A published system (:mod:`cryoprob.inference.presets`), whose settings these are; or "".
     reference
-        Start map, or as many as classes with commas between; None starts from nothing (known
-        poses need none).
+        Start map (an atomic structure for some presets), or as many as classes with commas
+        between; None starts from nothing (known poses need none).
     low_pass_A
         Low-pass filter of the reference, Angstrom.
     poses
@@ -63,8 +63,8 @@ class FitConfig:
     """
 
     particles: str
-    preset: str = ""
     family: str = "exact-em"
+    preset: str = ""
     reference: str | None = None
     low_pass_A: float = 40.0
     poses: str = "ignore"

@@ -33,8 +33,8 @@ class CovarianceFit:
         """All of it; returns (and appends) the record."""
         began, half = perf_counter(), state.half
         ModesEM(self.seed).begin(half, stack)
-        penalty = {"ridge": _RIDGE, "tolerance": _TOLERANCE}
-        found = estimate_covariance(half.model, half.guide, stack, half.index, **penalty)
+        whose = half.model, half.guide, stack, half.index
+        found = estimate_covariance(*whose, ridge=_RIDGE, tolerance=_TOLERANCE)
         values = half.guide.volume.coefficients.data
         values[0] = found.mean_map().to(values)
         values[1:] = found.modes(len(values) - 1).to(values)

@@ -214,8 +214,9 @@ class EM:
         with seeded(number):
             if isinstance(model.conformation, Classes):
                 return class_e_step(model, guide, stack, half.index, symmetry=self.symmetry)
-            kind = {"symmetry": self.symmetry, "draws": max(self.schedule.draws, 1)}
-            return Expectation.of(e_step(model, guide, stack, half.index, **kind))
+            draws, group = max(self.schedule.draws, 1), self.symmetry
+            found = e_step(model, guide, stack, half.index, symmetry=group, draws=draws)
+            return Expectation.of(found)
 
     def _m_step(self, state: EMState, half: Half, found: Expectation, rounds: int) -> None:
         """Every class's volume, then what the classes share."""

@@ -149,8 +149,8 @@ def _exact(recipe: Recipe) -> Guide:
     plan = recipe.plan
     mass = None if plan.mass == 1 else plan.mass
     exact = Exact(mass, coarse_order=plan.coarse_order)
-    parts = {"volume": recipe.volume, "conformation": recipe.conformation}
-    return Guide(rotation=exact, shift=exact, **parts)
+    volume, states = recipe.volume, recipe.conformation
+    return Guide(rotation=exact, shift=exact, volume=volume, conformation=states)
 
 
 def _modal(recipe: Recipe) -> Guide:

@@ -75,7 +75,8 @@ def score_few(model: ParticleModel, volume: AnyMap, images: Filtered, poses: Pos
     phase = shift_phase(model.band, poses.shift, model.pixel_size)
     numerator = (images.image * phase.conj()).resolve_conj()
     cross = torch.linalg.vecdot(reals(numerator), reals(slices))
-    return (cross - torch.linalg.vecdot(images.transfer, power) / 2).double()
+    found: Tensor = cross - torch.linalg.vecdot(images.transfer, power) / 2
+    return found.double()
 
 
 def _mean(rotation: Rotations, weight: Tensor) -> Rotations:

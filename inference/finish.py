@@ -98,6 +98,11 @@ def verdict(
     kind: str = "log_evidence",
 ) -> str:
     """Say whether the map explains the images, the starts agree and the poses are decided."""
+    if kind == "ring_correlation":
+        return (
+            "A score of rings is no likelihood of images and is not held against noise alone; see"
+            " whether the maps along the path are those of a molecule before trusting it."
+        )
     gain = float((posterior.bound - noise_only).mean())
     doubts = []
     if gain < 1:

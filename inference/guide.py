@@ -120,11 +120,11 @@ class Guide(nn.Module):
 
         Sites that have no law of their own count nothing; a Dirac counts a squared distance.
         """
-        values = dict(zip(self.sites, (rotation, shift, conformation), strict=False))
+        values = zip(self.sites.values(), (rotation, shift, conformation), strict=False)
         found = [
-            part.lawful.law.log_score(part.lawful.numbers_of(batch), values[site])
-            for site, part in self.sites.items()
-            if part.lawful is not None
+            part.lawful.law.log_score(part.lawful.numbers_of(batch), value)
+            for part, value in values
+            if part.lawful is not None and value is not None
         ]
         got = _names(self.rotation, self.shift)
         wanted = "a law at the rotation or the shift"

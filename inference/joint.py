@@ -74,8 +74,8 @@ class Joint:
     Parameters
     ----------
     objective
-        What is raised, with the log prior of the volume: ``Elbo``, ``Iwae``, ``ProfileLogJoint``,
-        ``Symmetric`` or ``RingCorrelation``.
+        What is raised, with the log prior of the volume (and the terms that count once):
+        ``Elbo``, ``Iwae``, ``ProfileLogJoint``, ``Symmetric`` or ``RingCorrelation``.
     seed
         Of the minibatches, of the draws, and of the first volume where the given one is zero.
     steps
@@ -120,9 +120,8 @@ class Joint:
     solvent: Solvent = Solvent("sphere")  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        known = (sites.VOLUME, sites.ROTATION, sites.SHIFT, sites.CONFORMATION)
-        unknown = sorted(set(self.held) - set(known))
-        require(not unknown, "held", expected=" or ".join(known), got=", ".join(unknown))
+        unknown = sorted(set(self.held) - set(sites.LATENT))
+        require(not unknown, "held", expected=" or ".join(sites.LATENT), got=", ".join(unknown))
 
     @property
     def records(self) -> int:
@@ -171,7 +170,7 @@ class Joint:
         volume = guide.volume.coefficients
         value = self.objective(model, guide, volume, batch)
         check_finite(value, index, stack.image_names, f"gradient step {step + 1}")
-        prior = model.volume.prior().log_prob(volume) / len(half.index)
+        prior = model.log_prior_volume(volume) / len(half.index)
         optimizer.zero_grad()
         (-value.mean() - prior).backward()  # type: ignore[no-untyped-call]
         if self.teacher is not None:

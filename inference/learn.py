@@ -28,6 +28,7 @@ from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.volumes.base import Volume
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.particles import Batch, ParticleStack
 
@@ -235,11 +236,12 @@ def trained(half: Half) -> Iterator[None]:
     sigma2 = half.model.noise.sigma2
     fast = None if sigma2.dtype == torch.float64 else fast_precision(sigma2.device)
     half.guide.train()
-    for part in (half.model.volume, *encoders):
+    parts: list[Volume | Encoder] = [half.model.volume, *encoders]
+    for part in parts:
         part.precision = fast
     yield
     half.guide.eval()
-    for part in (half.model.volume, *encoders):
+    for part in parts:
         part.precision = None
 
 
@@ -257,9 +259,8 @@ def _narrowed(half: Half) -> Half:
         device=old.tau2.device,
     )
     free = off_grid(model)
-    poses = free.rotation, free.shift
     own = model.noise, model.pixel_size, model.contrast, model.conformation
-    narrow = ParticleModel(volume, *poses, *own)
+    narrow = ParticleModel(volume, free.rotation, free.shift, *own, terms=model.factors)
     return Half(narrow, half.guide, half.index)
 
 

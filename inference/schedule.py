@@ -23,6 +23,7 @@ _POSITIVE = [
     "learn_draws",
     "width",
     "layers",
+    "gaussians",
     "epochs",
     "starts",
     "start_steps",
@@ -95,6 +96,8 @@ class Schedule:
         Coordinates of a continuous conformation.
     width, layers
         Of networks: hidden units, and layers of them.
+    gaussians
+        Gaussians of a molecule that starts from nothing.
     epochs
         Passes over the images where volume and q are raised together by gradient steps.
     beta
@@ -142,6 +145,7 @@ class Schedule:
     zdim: int = 0
     width: int = 256
     layers: int = 3
+    gaussians: int = 300
     epochs: float = 20.0
     beta: float = 0.0
     starts: int = 4

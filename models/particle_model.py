@@ -1,5 +1,7 @@
 """The one generative model of single-particle cryo-EM."""
 
+from collections.abc import Iterable
+
 import pyro
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.noises.base import Noise
 from cryoprob.models.poses.base import ShiftPrior
+from cryoprob.models.structure_factors import Term
 from cryoprob.models.volumes.base import LinearVolume, Volume
 from cryoprob.particles import Batch
 
@@ -36,11 +39,13 @@ class ParticleModel(nn.Module):
     conformation
         Prior of the conformation that the volume's slices take
         (:mod:`cryoprob.models.conformations`); none where they take none.
+    terms
+        Log potentials beside the priors (:mod:`cryoprob.models.structure_factors`).
 
     Raises
     ------
     InputError
-        If the volume takes another conformation than the prior gives.
+        If the volume takes another conformation than the prior gives, or two sites have one name.
 
     Notes
     -----
@@ -58,6 +63,7 @@ class ParticleModel(nn.Module):
         pixel_size: float,
         contrast: Contrast | None = None,
         conformation: Conformation | None = None,
+        terms: Iterable[Term] = (),
     ) -> None:
         super().__init__()
         size = 0 if conformation is None else conformation.size
@@ -66,6 +72,11 @@ class ParticleModel(nn.Module):
         self.volume, self.rotation, self.shift, self.noise = volume, rotation, shift, noise
         self.pixel_size, self.conformation = pixel_size, conformation
         self.contrast = Contrast() if contrast is None else contrast
+        self.terms = nn.ModuleList(terms)
+        names = [*sites.LATENT, sites.IMAGE, *(term.name for term in self.factors)]
+        wanted = "names that differ from each other and from the sites'"
+        alike = len(set(names)) == len(names)
+        require(alike, "terms", expected=wanted, got=", ".join(names[5:]))
 
     def forward(self, batch: Batch) -> Tensor:
         """Sample (or score) the latent sites and the images of a batch.
@@ -79,6 +90,8 @@ class ParticleModel(nn.Module):
             If a guide has drawn other particles than the batch's.
         """
         volume = pyro.sample(sites.VOLUME, self.volume.prior())
+        for term in self._of(False):
+            pyro.factor(term.name, term(self.volume, volume))
         with sites.particles(batch) as index:
             sites.check_particles(index, batch)
             rotation = pyro.sample(
@@ -86,6 +99,8 @@ class ParticleModel(nn.Module):
             )
             shift = pyro.sample(sites.SHIFT, self.shift.prior(), infer=self.shift.infer)
             state = self._conformation()
+            for term in self._of(True):
+                pyro.factor(term.name, term(self.volume, volume, state))
             observed = self.likelihood(volume, rotation, shift, batch, state)
             image: Tensor = pyro.sample(sites.IMAGE, observed, obs=batch.image)
         return image
@@ -95,6 +110,23 @@ class ParticleModel(nn.Module):
         if part is None:
             return None
         found: Tensor = pyro.sample(sites.CONFORMATION, part.prior(), infer=part.infer)
+        return found
+
+    @property
+    def factors(self) -> list[Term]:
+        """The terms beside the priors."""
+        return [term for term in self.terms if isinstance(term, Term)]
+
+    def _of(self, local: bool) -> list[Term]:
+        """The terms that count for each particle, or once."""
+        moving = self.conformation is not None
+        return [term for term in self.factors if local == (term.local and moving)]
+
+    def log_prior_volume(self, coefficients: Tensor) -> Tensor:
+        """Log density of the volume's coefficients: the prior's, and terms that count once."""
+        found: Tensor = self.volume.prior().log_prob(coefficients)
+        for term in self._of(False):
+            found = found + term(self.volume, coefficients)
         return found
 
     def likelihood(
@@ -125,8 +157,10 @@ class ParticleModel(nn.Module):
         Raises
         ------
         InputError
-            If they are not.
+            If they are not, or there are terms beside the prior that closed forms know nothing of.
         """
+        got = ", ".join(term.name for term in self._of(None))
+        require(not got, "terms", expected="none, in closed-form updates", got=got)
         if isinstance(self.volume, LinearVolume):
             return self.volume
         raise InputError(

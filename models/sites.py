@@ -6,13 +6,25 @@ from torch import Tensor
 from cryoprob.checks import InputError
 from cryoprob.particles import Batch
 
-__all__ = ["CONFORMATION", "IMAGE", "ROTATION", "SHIFT", "VOLUME", "check_particles", "particles"]
+__all__ = [
+    "CONFORMATION",
+    "IMAGE",
+    "LATENT",
+    "ROTATION",
+    "SHIFT",
+    "VOLUME",
+    "check_particles",
+    "particles",
+]
 
 VOLUME = "volume"
 ROTATION = "rotation"
 SHIFT = "shift"
 CONFORMATION = "conformation"
 IMAGE = "image"
+
+LATENT = (VOLUME, ROTATION, SHIFT, CONFORMATION)
+"""All but the image."""
 
 
 def particles(batch: Batch) -> pyro.plate:

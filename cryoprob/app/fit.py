@@ -14,6 +14,7 @@ from cryoprob.checks import InputError, OutputError, require
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.schedule import Schedule
+from cryoprob.io.structures import is_structure
 
 if TYPE_CHECKING:
     from cryoprob.inference.result import FitResult
@@ -181,8 +182,8 @@ def _announce(config: FitConfig, out: Path, resume: bool) -> None:
         say(f"Preset: {system.name} ({system.paper}).")
     say(_POSES[config.poses])
     if config.reference is not None:
-        low = f"low-passed to {config.low_pass_A:g} A"
-        say(f"Start: {config.reference}, {low}.")
+        low = f", low-passed to {config.low_pass_A:g} A"
+        say(f"Start: {config.reference}{'' if is_structure(config.reference) else low}.")
     elif config.poses == "ignore":
         starts = config.schedule.starts
         say(f"Start: from nothing; the best of {starts} random starts is refined.")

@@ -1,6 +1,7 @@
 """The ``latent`` command: what a fit says of the conformations, in tables, maps and a picture."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,13 @@ def _point(text: str, size: int) -> Tensor:
 def _umap(values: Tensor, seed: int) -> Tensor:
     """Coordinates in the plane by UMAP, if it is installed."""
     try:
-        from umap import UMAP
+        umap = import_module("umap")
     except ImportError:
         got = "no module named umap"
         remedy = "Install it: pip install umap-learn"
         raise InputError("--umap", expected="umap-learn", got=got, remedy=remedy) from None
-    return torch.from_numpy(UMAP(random_state=seed).fit_transform(values.numpy())).double()
+    found = umap.UMAP(random_state=seed).fit_transform(values.numpy())
+    return torch.from_numpy(found).double()
 
 
 def _write(path: Path, found: Latent, along: Tensor, picture: Tensor | None) -> None:

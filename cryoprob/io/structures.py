@@ -21,6 +21,7 @@ __all__ = [
     "Atoms",
     "adk",
     "density",
+    "is_structure",
     "read_structure",
     "residue_density",
 ]
@@ -89,6 +90,11 @@ def _residue_mass(name: str) -> float:
     if not known.found():
         warn(f"Residue {name} has no known mass; {_MEAN_RESIDUE:g} Da is taken.")
     return known.weight - _WATER if known.found() else _MEAN_RESIDUE
+
+
+def is_structure(path: PathType) -> bool:
+    """Whether a file's name is that of a PDB or mmCIF file (``.gz`` may follow)."""
+    return str(path).lower().removesuffix(".gz").endswith((".pdb", ".ent", ".cif", ".mmcif"))
 
 
 def read_structure(path: PathType, *, chain: str | None = None, water: bool = False) -> Atoms:

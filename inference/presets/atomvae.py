@@ -50,9 +50,9 @@ PRESET = Preset(
         "Needs --reference model.pdb, which is centered. One convolutional encoder gives normal q"
         " of rotation, shift and z; the bound is importance-weighted over 8 draws of them all;"
         " poses alone in the first 40 %, displacements at 0. Gaussians of residues in place of"
-        " heavy atoms; bonds and distances from the structure as factors of the model; the grey"
-        " scale is chosen once by evidence on a grid; the noise is learned. From random poses it"
-        " fails as the paper's does where views are many: see cryodrgn2 for a search."
+        " heavy atoms; bonds and distances as factors; grey scale by evidence on a grid; the noise"
+        " is learned. From random poses noisy images of all views do not lead the encoder to the"
+        " right ones (nor the paper's): search poses with another preset and take cryofold there."
     ),
     plan={"zdim": 8, "batch": 32, "learn_rate": 5e-4, "epochs": 30.0, "learn_draws": 8},
     build=build,

@@ -1,7 +1,7 @@
 """What a preset is: a published system as parts of this package, put together in one file."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class Scene:
         radius = self.plan.max_radius or self.stack.box // 2 - 1
         options = {"first_radius": radius, "noise": not self.plan.beta} | options
         plan, half = self.plan, Half(model, guide, self.everything)
-        rates = {"rate": plan.learn_rate, "batch": plan.batch}
+        rates: dict[str, Any] = {"rate": plan.learn_rate, "batch": plan.batch}
         joint = Joint(objective, self.seed, self.steps, radius=radius, **rates | options)
         state = JointState(half)
 
@@ -204,10 +204,6 @@ class Built:
     steps: int
     finish: Callable[[], FitResult]
     settle: Callable[[], None] = lambda: None
-
-    def with_algorithm(self, algorithm: Algorithm) -> "Built":
-        """The same driven by another algorithm."""
-        return replace(self, algorithm=algorithm)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """CryoAI: poses read off by a convolutional encoder, one map held by a network."""
 
+from typing import Any
+
 from cryoprob.inference.encoders.convolutional import Convolutional
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.rotations import DiracRotation
@@ -17,7 +19,7 @@ def build(scene: Scene) -> Built:
     """Encoder of both poses, coordinate network, the symmetric loss, a band that grows."""
     plan, box = scene.plan, scene.stack.box
     power = scene.sigma2.mean(0)
-    size = {"width": plan.width, "layers": plan.layers, "power": power}
+    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers, "power": power}
     volume = CoordinateNetwork(box, 0, generator=scene.generator, **size).to(**scene.kind)
     encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)
     turns = Amortized(encoder, DiracRotation(), scene.rotation)

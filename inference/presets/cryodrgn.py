@@ -1,5 +1,7 @@
 """cryoDRGN: a variational autoencoder of conformations at known poses."""
 
+from typing import Any
+
 import torch
 
 from cryoprob.inference.encoders.centering import Centering
@@ -19,7 +21,7 @@ __all__ = ["PRESET"]
 def build(scene: Scene) -> Built:
     """Encoder, normal q of z, coordinate network; both networks raised together."""
     plan, stack, generator = scene.plan, scene.stack, scene.generator
-    size = {"width": plan.width, "layers": plan.layers}
+    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
     power = scene.sigma2.mean(0)
     volume = CoordinateNetwork(stack.box, plan.zdim, generator=generator, power=power, **size)
     volume = volume.to(**scene.kind)

@@ -1,5 +1,7 @@
 """CryoFIRE: poses and conformation read off by one encoder."""
 
+from typing import Any
+
 import torch
 
 from cryoprob.inference.encoders.convolutional import Convolutional
@@ -23,7 +25,7 @@ def build(scene: Scene) -> Built:
     """As CryoAI, with a conformation that is held in a first phase."""
     plan, box = scene.plan, scene.stack.box
     power = scene.sigma2.mean(0)
-    size = {"width": plan.width, "layers": plan.layers, "power": power}
+    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers, "power": power}
     volume = CoordinateNetwork(box, plan.zdim, generator=scene.generator, **size).to(**scene.kind)
     model = scene.model(volume, GaussianConformation(scene.put(torch.ones(plan.zdim))))
     encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)

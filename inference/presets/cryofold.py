@@ -1,5 +1,7 @@
 """CryoFold: a structure's residues as Gaussians, displaced by a variational autoencoder."""
 
+from typing import Any
+
 import torch
 
 from cryoprob.inference.encoders.centering import Centering
@@ -27,7 +29,7 @@ def build(scene: Scene) -> Built:
     volume = molecule(scene, found, docked=True, free=("positions",))
     model = scene.model(volume, coordinates(scene), [bonds(scene, found)])
     turns, moves = scene.known
-    size = {"width": plan.width, "layers": plan.layers}
+    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
     centering = Centering(moves, stack.pixel_size)
     encoder = FourierMLP(stack.box, scene.sigma2.mean(0), centering=centering, **size)
     center = scene.put(torch.zeros(1, plan.zdim))

@@ -32,7 +32,7 @@ def build(scene: Scene) -> Built:
     model, start = scene.model(volume, coordinates(scene)), Point(volume.start(scene.generator))
     turns, shifts = scene.known
     kappa = concentration_of_power(scene.power.mean(0), stack.box)
-    size = {"width": plan.width, "layers": plan.layers, "inputs": volume.own}
+    size = {"width": plan.width, "layers": plan.layers}
     encoder = Score(model, start, turns, shifts, kappa=kappa, **size).to(**scene.kind)
     law = NormalVector(plan.zdim, width=0.1, fixed=True)
     state = Amortized(encoder, law, scene.put(torch.zeros(1, plan.zdim)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def cloud(scene: Scene) -> GaussianMixture:
 
 def _displacement(scene: Scene, count: int) -> ResidualDisplacements:
     plan = scene.plan
-    size = {"width": plan.width, "layers": plan.layers}
+    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
     return ResidualDisplacements(plan.zdim, count, **size, **scene.kind)
 
 
@@ -81,9 +82,16 @@ def molecule(
     stack, width = scene.stack, max(narrowest(scene.stack.pixel_size), _WIDTH_A)
 
     def made(factor: float) -> GaussianMixture:
-        parts = found.positions, found.electrons * factor, width
-        options = {"displacement": _displacement(scene, len(found.positions)), "free": free}
-        return GaussianMixture(stack.box, stack.pixel_size, *parts, **options, **scene.kind)
+        return GaussianMixture(
+            stack.box,
+            stack.pixel_size,
+            found.positions,
+            found.electrons * factor,
+            width,
+            displacement=_displacement(scene, len(found.positions)),
+            free=free,
+            **scene.kind,
+        )
 
     return made((_regressed if docked else _found)(scene, made(1.0)))
 

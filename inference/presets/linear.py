@@ -31,8 +31,9 @@ def linear_modes(scene: Scene, **options: bool) -> Built:
     start = scene.put(torch.zeros(1 + size, box, box, box))
     if scene.start is not None:
         start[0] = scene.start
-    parts = {"conformation": ConditionalGaussian(), "volume": Point(start)}
-    half = Half(model, Guide(rotation=turns, shift=moves, **parts), scene.everything)
+    exact, point = ConditionalGaussian(), Point(start)
+    guide = Guide(rotation=turns, shift=moves, conformation=exact, volume=point)
+    half = Half(model, guide, scene.everything)
     state, wanted = ModesState(half), {"noise": plan.noise, "tau2": plan.tau2} | options
     algorithm = ModesEM(scene.seed, max_iterations=plan.max_iterations, **wanted)
     settle = partial(turn_to_axes, half)

@@ -1,11 +1,15 @@
 """Networks of conformations at poses that are searched: what the cryoDRGN family shares."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from cryoprob.inference.alternating import Alternating
 from cryoprob.inference.encoders.centering import Centering
 from cryoprob.inference.encoders.fourier_mlp import FourierMLP
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.joint import Joint
 from cryoprob.inference.laws.rotations import DiracRotation
 from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.laws.vectors import NormalVector
@@ -32,11 +36,8 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
         Share of the training before the first search, and from one to the next.
     """
     plan, stack, generator = scene.plan, scene.stack, scene.generator
-    box, power, size = (
-        stack.box,
-        scene.sigma2.mean(0),
-        {"width": plan.width, "layers": plan.layers},
-    )
+    box, power = stack.box, scene.sigma2.mean(0)
+    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
     volume = CoordinateNetwork(box, plan.zdim, generator=generator, power=power, **size)
     volume = volume.to(**scene.kind)
     turns = PerImage(DiracRotation(), scene.rotation.expand(len(stack), 3, 3))
@@ -49,8 +50,9 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
         prior = GaussianConformation(scene.put(torch.ones(plan.zdim)))
     start = Point(scene.put(volume.start(generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    held = {"rotation": 1.0, "shift": 1.0}
-    options = {"first_radius": min(6, box // 2 - 1), "held": held}
+    held: dict[str, float] = {"rotation": 1.0, "shift": 1.0}
+    options: dict[str, Any] = {"first_radius": min(6, box // 2 - 1), "held": held}
     built = scene.train(scene.model(volume, prior), guide, ProfileLogJoint(), **options)
     times = (max(1, round(share * built.steps)) for share in (first, every))
-    return built.with_algorithm(Alternating(built.algorithm, plan, search, *times))
+    assert isinstance(built.algorithm, Joint)
+    return replace(built, algorithm=Alternating(built.algorithm, plan, search, *times))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from math import pi, sqrt
-from typing import Self
+from typing import Any, Self
 
 import gemmi
 import torch
@@ -167,6 +167,21 @@ class GaussianMixture(Volume):
         moving = self.displacement
         center = self._center(None if moving is None else moving.center) / self.spread
         found: TorchDistribution = Normal(center, torch.ones_like(center)).to_event(1)
+        return found
+
+    @property
+    def own(self) -> int:
+        """How many coefficients are of the Gaussians themselves; the displacement's follow."""
+        moving = self.displacement
+        return len(self.spread) - (0 if moving is None else len(moving.spread))
+
+    def neutral(self) -> "GaussianMixture":
+        """The Gaussians of the first :attr:`own` coefficients, which no conformation displaces."""
+        sites = self.positions, self.amplitudes, self.widths
+        kind = {"dtype": self.positions.dtype, "device": self.positions.device}
+        more: dict[str, Any] = {"free": self.free, "radius": self.band.radius} | kind
+        found = GaussianMixture(self.box, self.pixel_size, *sites, **more)
+        found.spread = self.spread[: self.own]
         return found
 
     def _center(self, weights: Tensor | None) -> Tensor:

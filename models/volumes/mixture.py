@@ -30,6 +30,7 @@ class Stacked(TorchDistribution):
 
     def __init__(self, laws: Sequence[TorchDistribution], shape: Sizes = ()) -> None:
         self.laws = list(laws)
+        self.has_rsample = all(law.has_rsample for law in self.laws)
         event = torch.Size([len(self.laws), *self.laws[0].event_shape])
         super().__init__(torch.Size(shape), event, validate_args=False)
 
@@ -37,11 +38,6 @@ class Stacked(TorchDistribution):
     def support(self) -> constraints.Constraint:
         """Of one law, K times."""
         return constraints.independent(self.laws[0].support, 1)
-
-    @property
-    def has_rsample(self) -> bool:
-        """Whether draws can be differentiated."""
-        return all(law.has_rsample for law in self.laws)
 
     def expand(self, batch_shape: Sizes, _instance: "Stacked | None" = None) -> "Stacked":
         """The same law over a larger batch."""
