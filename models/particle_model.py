@@ -159,7 +159,7 @@ class ParticleModel(nn.Module):
         InputError
             If they are not, or there are terms beside the prior that closed forms know nothing of.
         """
-        got = ", ".join(term.name for term in self._of(None))
+        got = ", ".join(term.name for term in self.factors)
         require(not got, "terms", expected="none, in closed-form updates", got=got)
         if isinstance(self.volume, LinearVolume):
             return self.volume
