@@ -29,8 +29,6 @@ class FitConfig:
         STAR file.
     family
         One of :data:`FAMILIES` or :data:`HYBRIDS`.
-    preset
-        A published system (:mod:`cryoprob.inference.presets`), whose settings these are; or "".
     reference
         Start map (an atomic structure for some presets), or as many as classes with commas
         between; None starts from nothing (known poses need none).
@@ -60,11 +58,12 @@ class FitConfig:
         Compute in float64.
     schedule
         The rest.
+    preset
+        A published system (:mod:`cryoprob.inference.presets`), whose settings these are; or "".
     """
 
     particles: str
     family: str = "exact-em"
-    preset: str = ""
     reference: str | None = None
     low_pass_A: float = 40.0
     poses: str = "ignore"
@@ -79,6 +78,7 @@ class FitConfig:
     device: str = "cpu"
     double: bool = False
     schedule: Schedule = field(default_factory=Schedule)
+    preset: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (("family", FAMILIES + HYBRIDS), ("poses", POSES)):

@@ -71,13 +71,13 @@ class Fitted:
         """
         config = FitConfig.from_toml(out / "config.toml")
         half = load_checkpoint(out / "checkpoint.pt")["refine"]["halves"][0]
-        volume = half["guide"]["volume.coefficients"].float()
+        volume, tau2 = half["guide"]["volume.coefficients"].float(), half["volume"]["tau2"].float()
         half = {n: v.float() for n, v in half.items() if isinstance(v, Tensor)}
         plan, size = config.schedule, stack.pixel_size
         lengths = plan.shift_extent * size, plan.shift_step * size / 2
         shift = GaussianShift(float(half["shift_sigma"])).discretize(*lengths)
         model = ParticleModel(
-            FourierVoxels(stack.box, half["tau2"], radius=int(half["radius"])),
+            FourierVoxels(stack.box, tau2, radius=int(half["radius"])),
             UniformRotation().discretize(order, symmetry=config.symmetry),
             shift,
             RadialNoise(half["sigma2"]),
