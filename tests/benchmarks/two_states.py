@@ -2,17 +2,21 @@
 
     python tests/benchmarks/two_states.py [--data FOLDER] [--n N] [--box D] [--snr S] [--order N]
                                           [--low-pass A] [--seed N] [--threads N] [--one]
+                                          [--presets a,b] [--set name=value ...]
 
 Images are drawn from the closed and the open end of the adk-path set (CTF, uniform poses, shifts),
 classes and poses are summed out from both ends low-passed (``--one``: from their mean, split by
 chance). Prints a line per step (nats per image, resolution, grid, weights, confusion), then the
 confusion, the weights, and for each state the last shell at which the FSC of its map with the
-truth stays above 0.5.
+truth stays above 0.5. With ``--presets`` networks in their place, from nothing: a row for each,
+minutes, nats, confusion of two means of the first principal coordinate, median rotation error
+after alignment of the poses (the better hand), degrees.
 """
 
 import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,12 +29,17 @@ from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.half import Half
+from cryoprob.inference.latent import centers, principal_axes
+from cryoprob.inference.learn import seeded
+from cryoprob.inference.presets.base import Scene
+from cryoprob.inference.presets.menu import load
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
 from cryoprob.io.mrc import read_map
 from cryoprob.metrics.alignment import align_maps
 from cryoprob.metrics.fsc import fsc, last_shell
+from cryoprob.metrics.pose_error import align_poses, pose_error
 from cryoprob.models.simulate import simulate
 from cryoprob.optics import Optics
 from cryoprob.particles import ParticleStack
@@ -39,15 +48,27 @@ SHARE = 0.25
 FIELDS = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "spherical_aberration")
 
 
-def mixed(maps: Tensor, pixel_size: float, n: int, snr: float, box: int, seed: int) -> tuple:
-    """A stack of both states, each image's state, and the maps as they were scaled and cropped."""
+@dataclass
+class Truth:
+    """Each image's state and rotation, and the maps as they were scaled and cropped."""
+
+    state: Tensor
+    rotation: Tensor
+    maps: Tensor
+
+
+def mixed(
+    maps: Tensor, pixel_size: float, n: int, snr: float, box: int, seed: int
+) -> tuple[ParticleStack, Truth]:
+    """A stack of both states."""
     counts = round(n * (1 - SHARE)), round(n * SHARE)
-    images, optics, truth = [], [], []
+    images, optics, truth, turns = [], [], [], []
     for state, count in enumerate(counts):
         with tempfile.TemporaryDirectory() as name:
             generator = torch.Generator().manual_seed(100 * seed + state)
             made = simulate(maps[state], pixel_size, count, snr, generator, out=name)
-            stack = ParticleStack.read(made.particles, box=box)
+            stack = ParticleStack.read(made.truth, box=box, need=("ctf", "rotation"))
+            turns.append(stack.rotation)
             images.append(stack.images(torch.arange(count)))
             optics.append(stack.optics)
             truth.append(crop_map(read_map(made.truth_map)[0], box))
@@ -56,13 +77,42 @@ def mixed(maps: Tensor, pixel_size: float, n: int, snr: float, box: int, seed: i
     pixel = pixel_size * maps.shape[-1] / box
     stack = ParticleStack.from_arrays(torch.cat(images), pixel, Optics(**lens))
     state = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
-    return stack, state, torch.stack(truth).float()
+    return stack, Truth(state, torch.cat(turns), torch.stack(truth).float())
 
 
 def confusion(shares: Tensor, state: Tensor) -> tuple[float, bool]:
     """Share of images in the wrong class, the classes' names aside, and whether they change."""
     wrong = float((shares.argmax(1) != state).double().mean())
     return min(wrong, 1 - wrong), wrong > 0.5
+
+
+def network(name: str, given: argparse.Namespace, stack: ParticleStack, truth: Truth) -> str:
+    """A preset from nothing on both states."""
+    settings = dict(item.split("=") for item in given.set)
+    parsed = Schedule.parse(settings)
+    plan = Schedule(**{**load(name).plan, **{key: getattr(parsed, key) for key in settings}})
+    kind = {"dtype": torch.float32, "device": torch.device("cpu")}
+    scene = Scene(stack, plan, image_power(stack), [], 40.0, given.seed, "C1", kind)
+    began = time.time()
+    with seeded(given.seed):
+        built = load(name).build(scene)
+    while not built.state.done:
+        record = built.algorithm.step(built.state, stack)
+        if built.state.iteration % 10 == 0:
+            print(f"   {built.state.iteration:4} {record['bound']:10.2f}", flush=True)
+    result = built.finish()
+    _, own = centers(principal_axes(result.states.mean).project(result.states.mean)[:, :1], 2, 1)
+    wrong = float((own != truth.state).double().mean())
+    found, half_turn = result.posterior.rotation.double(), torch.diag(torch.tensor([-1.0, -1, 1]))
+    errors = []
+    for turned in (found, half_turn.double() @ found):
+        motion = align_poses(turned, truth.rotation.double(), hands=False)
+        told = pose_error(turned, None, truth.rotation.double(), None, motion)
+        errors.append(float(told.rotation_deg.median()))
+    return (
+        f"{name:12} {(time.time() - began) / 60:7.1f} {record['bound']:10.2f}"
+        f" {min(wrong, 1 - wrong):9.3f} {min(errors):8.1f}"
+    )
 
 
 def main() -> None:
@@ -78,11 +128,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", action="store_true")
+    parser.add_argument("--presets", default="")
+    parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     ends = [read_map(given.data / f"map_frame{end}.mrc") for end in ("00", "19")]
     maps = torch.stack([volume.float() for volume, _ in ends])
-    stack, state, truth = mixed(maps, ends[0][1], given.n, given.snr, given.box, given.seed)
+    stack, known = mixed(maps, ends[0][1], given.n, given.snr, given.box, given.seed)
+    state, truth = known.state, known.maps
+    if given.presets:
+        print("preset       minutes       nats confusion  degrees")
+        for name in given.presets.split(","):
+            print(network(name, given, stack, known), flush=True)
+        return
     pixel = stack.pixel_size
     plan = Schedule(classes=2, max_order=given.order)
     model = build_model(stack, plan, image_power(stack), radius=2)
