@@ -3,7 +3,6 @@
 Contrast.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 
@@ -16,6 +15,7 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import frequency_3d, shell_mean, spread
 from cryoprob.fourier.transforms import fft3, ifft3
+from cryoprob.inference.conjugate_gradients import conjugate_gradients
 from cryoprob.inference.statistics import Statistics
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps
@@ -164,8 +164,13 @@ def _solve(
 
     leak = 0.03 * weight.mean()
     inverse = 1 / (weight + prior + leak)
-    found, steps = _conjugate_gradients(
-        precision, right, start, inverse, tolerance, max_iterations
+    found, steps = conjugate_gradients(
+        precision,
+        right,
+        start,
+        lambda volume: _scaled(volume, inverse),
+        tolerance,
+        max_iterations,
     )
     return Solution(found, weight, steps)
 
@@ -286,33 +291,3 @@ def power(volume: Maps) -> Tensor:
 
 def _scaled(volume: Maps, gain: Tensor) -> Maps:
     return ifft3(fft3(volume) * gain).real
-
-
-def _conjugate_gradients(
-    apply: Callable[[Maps], Maps],
-    right: Maps,
-    start: Maps,
-    inverse: Tensor,
-    tolerance: float,
-    max_iterations: int,
-) -> tuple[Maps, int]:
-    """Solve ``apply(x) = right`` from ``start``.
-
-    Preconditioned by ``inverse`` in Fourier space.
-    """
-    found = start.clone()
-    residual = right - apply(found)
-    goal = tolerance * tolerance * (right * _scaled(right, inverse)).sum()
-    search = filtered = _scaled(residual, inverse)
-    height = (residual * filtered).sum()
-    steps = 0
-    while steps < max_iterations and height > goal:
-        curved = apply(search)
-        step = height / (search * curved).sum()
-        found += step * search
-        residual -= step * curved
-        filtered = _scaled(residual, inverse)
-        new_height = (residual * filtered).sum()
-        search = filtered + (new_height / height) * search
-        height, steps = new_height, steps + 1
-    return found, steps
