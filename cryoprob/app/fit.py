@@ -18,8 +18,9 @@ from cryoprob.io.structures import is_structure
 
 if TYPE_CHECKING:
     from cryoprob.inference.result import FitResult
+    from cryoprob.inference.states import States
 
-__all__ = ["configure", "refuse_overwriting", "run", "watched"]
+__all__ = ["configure", "conformations", "refuse_overwriting", "run", "watched"]
 
 _RESULTS = ("checkpoint.pt", "config.toml", "volume.mrc")
 
@@ -202,7 +203,19 @@ def _conclude(result: "FitResult", out: Path) -> None:
             *([("Map's q", divergence)] if "volume_kl" in last else []),
             ("Steps", str(len(result.history))),
             ("Map", str(out / "volume.mrc")),
+            *conformations(result.states, out),
             ("Poses", str(out / "particles.star")),
         ],
         "Done",
     )
+
+
+def conformations(states: "States | None", out: Path) -> list[tuple[str, str]]:
+    """What there is to say of classes, or of coordinates."""
+    if states is None:
+        return []
+    if states.shares.numel():
+        shares = ", ".join(f"{share:.1%}" for share in states.shares.mean(0).tolist())
+        return [("Classes", f"{shares} of the images (class_1.mrc ...)")]
+    count = states.mean.shape[1]
+    return [("Coordinates", f"{count}; read them with: cryoprob latent {out}")]

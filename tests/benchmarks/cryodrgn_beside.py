@@ -69,7 +69,7 @@ def after(data: Path, program: str, passes: int, batch: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(program, data, folder)
-        seconds = train(program, data, folder, passes, ["--uninvert-data"], **size)
+        seconds = train(program, data, folder, passes, [], **size)  # its CTF has the other sign
         z = torch.from_numpy(conformations(folder, passes)).double()
         found = volumes(program, folder, passes, z[shown].numpy())
     theirs = [torch.from_numpy(v).float() for v in found]

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from cryoprob.app.fit import configure, refuse_overwriting, watched
+from cryoprob.app.fit import configure, conformations, refuse_overwriting, watched
 from cryoprob.app.guard import Interrupted
 from cryoprob.checks import InputError, OutputError
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.states import States
 
 
 def test_options_override_the_file_and_set_overrides_both(tmp_path):
@@ -96,3 +98,13 @@ def test_what_stopped_early_leaves_no_trace_and_what_got_far_is_kept(
 
 def _command(out):
     return f"cryoprob fit --resume --out {out}"
+
+
+def test_what_is_said_of_conformations(tmp_path):
+    assert conformations(None, tmp_path) == []
+    shares = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    ((name, told),) = conformations(States(shares=shares), tmp_path)
+    assert name == "Classes" and told.startswith("75.0%, 25.0% of the images")
+    states = States(mean=torch.zeros(2, 3), std=torch.ones(2, 3))
+    ((name, told),) = conformations(states, tmp_path)
+    assert name == "Coordinates" and told == f"3; read them with: cryoprob latent {tmp_path}"
