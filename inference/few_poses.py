@@ -34,12 +34,7 @@ def add_few(
 
     Each image counts by its ``share`` [n] in the sums, where given, and whole in its summary.
     """
-    slices = model.volume.slices(mean_of(volume), poses.rotation)
-    power = power_of(volume, model.linear_volume.slicer, slices, poses.rotation)
-    phase = shift_phase(model.band, poses.shift, model.pixel_size)
-    numerator = (images.image * phase.conj()).resolve_conj()
-    cross = torch.linalg.vecdot(reals(numerator), reals(slices))
-    energy = torch.linalg.vecdot(images.transfer, power)
+    slices, power, numerator, cross, energy = _compared(model, volume, images, poses)
     log_weight, bound = scores(cross - energy / 2)
     weight = log_weight.exp()
     each = weight[..., None]
@@ -70,13 +65,21 @@ def add_few(
 
 def score_few(model: ParticleModel, volume: AnyMap, images: Filtered, poses: Poses) -> Tensor:
     """Log p(image | pose) over noise of images at K poses each, [K, n] (float64)."""
+    *_, cross, energy = _compared(model, volume, images, poses)
+    return (cross - energy / 2).double()
+
+
+def _compared(
+    model: ParticleModel, volume: AnyMap, images: Filtered, poses: Poses
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Slices and their power, images shifted back, [K, n, m]; cross terms and energies, [K, n]."""
     slices = model.volume.slices(mean_of(volume), poses.rotation)
     power = power_of(volume, model.linear_volume.slicer, slices, poses.rotation)
     phase = shift_phase(model.band, poses.shift, model.pixel_size)
     numerator = (images.image * phase.conj()).resolve_conj()
-    cross = torch.linalg.vecdot(reals(numerator), reals(slices))
-    found: Tensor = cross - torch.linalg.vecdot(images.transfer, power) / 2
-    return found.double()
+    cross: Tensor = torch.linalg.vecdot(reals(numerator), reals(slices))
+    energy: Tensor = torch.linalg.vecdot(images.transfer, power)
+    return slices, power, numerator, cross, energy
 
 
 def _mean(rotation: Rotations, weight: Tensor) -> Rotations:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from cryoprob.checks import InputError, require
 from cryoprob.inference.build import image_power
 from cryoprob.inference.config import FitConfig
@@ -12,6 +10,7 @@ from cryoprob.inference.learn import seeded
 from cryoprob.inference.loop import load_checkpoint
 from cryoprob.inference.presets.base import Built, Scene
 from cryoprob.inference.presets.menu import load
+from cryoprob.inference.starts import kind_of, stack_of
 from cryoprob.particles import ParticleStack
 
 __all__ = ["reload", "scene_of", "system_of"]
@@ -19,11 +18,7 @@ __all__ = ["reload", "scene_of", "system_of"]
 
 def scene_of(config: FitConfig, stack: ParticleStack) -> Scene:
     """What a configuration's preset builds from."""
-    kind = {
-        "dtype": torch.float64 if config.double else torch.float32,
-        "device": torch.device(config.device),
-    }
-    more = config.references, config.low_pass_A, config.seed, config.symmetry, kind
+    more = config.references, config.low_pass_A, config.seed, config.symmetry, kind_of(config)
     return Scene(stack, config.schedule, image_power(stack), *more)
 
 
@@ -57,13 +52,7 @@ def reload(out: str | Path) -> tuple[Half, ParticleStack]:
     got = "no config.toml"
     require(settings.exists(), str(folder), expected="a folder that fit wrote", got=got)
     config = FitConfig.from_toml(settings)
-    stack = ParticleStack.read(
-        config.particles,
-        box=config.box or None,
-        invert=config.invert,
-        pixel_size=config.pixel_size or None,
-        need=("ctf",) if config.poses == "ignore" else ("ctf", "rotation", "shift"),
-    )
+    stack = stack_of(config)
     built = system_of(config, stack)
     checkpoint = folder / "checkpoint.pt"
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryoprob.checks import InputError, OutputError, require
+from cryoprob.checks import OutputError, require
 from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.amplitude import match_amplitude
@@ -31,10 +31,9 @@ from cryoprob.inference.reload import system_of
 from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
-from cryoprob.inference.starts import reference_map
+from cryoprob.inference.starts import kind_of, reference_map, stack_of
 from cryoprob.io.files import replacing
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps, PathType
 
 __all__ = ["run_fit"]
@@ -78,15 +77,12 @@ class _Run:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.kind: dict[str, Any] = {
-            "dtype": torch.float64 if config.double else torch.float32,
-            "device": _device(config.device),
-        }
+        self.kind = kind_of(config)
         self.checkpoint = self.folder / "checkpoint.pt"
         self.saved: dict[str, Any] = {}
         if self.resume and self.checkpoint.exists():
             self.saved = load_checkpoint(self.checkpoint)
-        self.stack = self._read(config.box)
+        self.stack = stack_of(config)
         self.family = family(config.family)
         self.plan = self.family.settle(config.schedule)
 
@@ -127,17 +123,6 @@ class _Run:
         ranking = self._ranking(starts)
         return finish(algorithm, state, self.stack, earlier, ranking, self.config.seed)
 
-    def _read(self, box: int) -> ParticleStack:
-        config = self.config
-        need = ("ctf",) if config.poses == "ignore" else ("ctf", "rotation", "shift")
-        return ParticleStack.read(
-            config.particles,
-            box=box or None,
-            invert=config.invert,
-            pixel_size=config.pixel_size or None,
-            need=need,
-        )
-
     def _start(self) -> AbInitioState | Maps:
         """Start maps [R, D, D, D]: references, or the winner of several starts from nothing."""
         config = self.config
@@ -147,7 +132,7 @@ class _Run:
             return torch.zeros(1, self.stack.box, self.stack.box, self.stack.box)
         small = self.stack
         if small.box > config.schedule.start_box:
-            small = self._read(config.schedule.start_box)
+            small = stack_of(config, config.schedule.start_box)
         limit = small.box // 2 - 1
         require(
             config.schedule.start_radius <= limit,
@@ -259,16 +244,6 @@ class _Run:
         if not isinstance(starts, AbInitioState):
             return []
         return sorted((start.log_evidence for start in starts.starts), reverse=True)
-
-
-def _device(word: str) -> torch.device:
-    """The device of a word, if this machine has it."""
-    where, expected = f"--device {word}", "cpu, or a CUDA device that this machine has"
-    require(word.split(":")[0] in ("cpu", "cuda"), where, expected=expected, got=repr(word))
-    try:
-        return torch.zeros(0, device=word).device
-    except (AssertionError, RuntimeError) as error:  # torch raises either
-        raise InputError(where, expected=expected, got=str(error).splitlines()[0]) from error
 
 
 def _check_folder(folder: Path, config: FitConfig, resume: bool) -> None:

@@ -28,6 +28,7 @@ from cryoprob.inference.families import Family, family
 from cryoprob.inference.fixed_width import FixedWidth, fixed_width
 from cryoprob.inference.half import Half
 from cryoprob.inference.result import FitResult
+from cryoprob.inference.starts import stack_of
 from cryoprob.io.files import replacing
 from cryoprob.particles import ParticleStack
 
@@ -123,7 +124,7 @@ def run_compare(chosen: Setting, out: Path) -> list[Row]:
         If the input is bad, or ``out`` holds fits of other settings.
     """
     rows = compare_families(chosen, out)
-    stack = _particles(chosen.config)
+    stack = stack_of(chosen.config)
     index = counted(stack, chosen.images)
     _tell(rows, chosen, out)
     reference = rows[0].half
@@ -143,16 +144,6 @@ def counted(stack: ParticleStack, images: int) -> Tensor:
     """Indices of the images whose gaps are counted, spread evenly over the stack."""
     count = min(images, len(stack))
     return torch.linspace(0, len(stack) - 1, count).long()
-
-
-def _particles(config: FitConfig) -> ParticleStack:
-    """The stack as every fit reads it."""
-    return ParticleStack.read(
-        config.particles,
-        box=config.box or None,
-        invert=config.invert,
-        pixel_size=config.pixel_size or None,
-    )
 
 
 def compare_families(setting: Setting, out: Path) -> list[Row]:
@@ -180,7 +171,7 @@ def _row(
 ) -> Row:
     half, reference = result.fitted, first.fitted
     assert half is not None and reference is not None
-    stack = _particles(config)
+    stack = stack_of(config)
     index = counted(stack, setting.images)
     parts = (stack, index, config.schedule, setting.order, config.seed, config.symmetry)
     accounts = Accounts(*parts)
@@ -199,7 +190,7 @@ def _shared_start(config: FitConfig, out: Path) -> FitConfig:
     resume = (folder / "config.toml").exists()
     watched(replace(config, schedule=plan), folder, resume=resume)
     shells = config.schedule.start_radius
-    stack = _particles(config)
+    stack = stack_of(config)
     low_pass = stack.box * stack.pixel_size / shells
     return replace(config, reference=str(folder / "volume.mrc"), low_pass_A=low_pass)
 
