@@ -12,10 +12,10 @@ from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.gaussians import (
     VOLUME_RATE,
     bonds,
-    coordinates,
     molecule,
     structure,
 )
+from cryoprob.inference.presets.networks import coordinates
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.structure_factors import Deviation

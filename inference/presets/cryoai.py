@@ -1,16 +1,14 @@
 """CryoAI: poses read off by a convolutional encoder, one map held by a network."""
 
-from typing import Any
-
 from cryoprob.inference.encoders.convolutional import Convolutional
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.rotations import DiracRotation
 from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.presets.networks import network
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
-from cryoprob.models.volumes.coordinate_network import CoordinateNetwork
 
 __all__ = ["PRESET"]
 
@@ -19,8 +17,7 @@ def build(scene: Scene) -> Built:
     """Encoder of both poses, coordinate network, the symmetric loss, a band that grows."""
     plan, box = scene.plan, scene.stack.box
     power = scene.sigma2.mean(0)
-    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers, "power": power}
-    volume = CoordinateNetwork(box, 0, generator=scene.generator, **size).to(**scene.kind)
+    volume = network(scene, 0, scene.generator)
     encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)
     turns = Amortized(encoder, DiracRotation(), scene.rotation)
     moves = Amortized(encoder, DiracShift(plan.shift_extent * scene.unit_A), scene.nowhere_once)

@@ -1,38 +1,21 @@
 """cryoDRGN: a variational autoencoder of conformations at known poses."""
 
-from typing import Any
-
-import torch
-
-from cryoprob.inference.encoders.centering import Centering
-from cryoprob.inference.encoders.fourier_mlp import FourierMLP
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.laws.vectors import NormalVector
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
-from cryoprob.inference.treatments.amortized import Amortized
+from cryoprob.inference.presets.networks import coordinates, network, read_off
 from cryoprob.inference.treatments.point import Point
-from cryoprob.models.conformations.gaussian import GaussianConformation
-from cryoprob.models.volumes.coordinate_network import CoordinateNetwork
 
 __all__ = ["PRESET"]
 
 
 def build(scene: Scene) -> Built:
     """Encoder, normal q of z, coordinate network; both networks raised together."""
-    plan, stack, generator = scene.plan, scene.stack, scene.generator
-    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
-    power = scene.sigma2.mean(0)
-    volume = CoordinateNetwork(stack.box, plan.zdim, generator=generator, power=power, **size)
-    volume = volume.to(**scene.kind)
-    model = scene.model(volume, GaussianConformation(scene.put(torch.ones(plan.zdim))))
-    turns, moves = scene.known
-    centering = Centering(moves, stack.pixel_size)
-    encoder = FourierMLP(stack.box, power, centering=centering, **size).to(**scene.kind)
-    state = Amortized(encoder, NormalVector(plan.zdim), scene.put(torch.zeros(1, plan.zdim)))
-    start = Point(scene.put(volume.start(generator)))
+    generator = scene.generator
+    volume, (turns, moves) = network(scene, scene.plan.zdim, generator), scene.known
+    state, start = read_off(scene, moves), Point(scene.put(volume.start(generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    return scene.train(model, guide, Elbo())
+    return scene.train(scene.model(volume, coordinates(scene)), guide, Elbo())
 
 
 PRESET = Preset(

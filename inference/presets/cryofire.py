@@ -1,7 +1,5 @@
 """CryoFIRE: poses and conformation read off by one encoder."""
 
-from typing import Any
-
 import torch
 
 from cryoprob.inference.encoders.convolutional import Convolutional
@@ -11,10 +9,9 @@ from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.laws.vectors import DiracVector
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.presets.networks import coordinates, network
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
-from cryoprob.models.conformations.gaussian import GaussianConformation
-from cryoprob.models.volumes.coordinate_network import CoordinateNetwork
 
 __all__ = ["PRESET"]
 
@@ -25,9 +22,8 @@ def build(scene: Scene) -> Built:
     """As CryoAI, with a conformation that is held in a first phase."""
     plan, box = scene.plan, scene.stack.box
     power = scene.sigma2.mean(0)
-    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers, "power": power}
-    volume = CoordinateNetwork(box, plan.zdim, generator=scene.generator, **size).to(**scene.kind)
-    model = scene.model(volume, GaussianConformation(scene.put(torch.ones(plan.zdim))))
+    volume = network(scene, plan.zdim, scene.generator)
+    model = scene.model(volume, coordinates(scene))
     encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)
     turns = Amortized(encoder, DiracRotation(), scene.rotation)
     moves = Amortized(encoder, DiracShift(plan.shift_extent * scene.unit_A), scene.nowhere_once)

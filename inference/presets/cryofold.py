@@ -1,23 +1,15 @@
 """CryoFold: a structure's residues as Gaussians, displaced by a variational autoencoder."""
 
-from typing import Any
-
-import torch
-
-from cryoprob.inference.encoders.centering import Centering
-from cryoprob.inference.encoders.fourier_mlp import FourierMLP
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.laws.vectors import NormalVector
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.gaussians import (
     VOLUME_RATE,
     bonds,
-    coordinates,
     molecule,
     structure,
 )
-from cryoprob.inference.treatments.amortized import Amortized
+from cryoprob.inference.presets.networks import coordinates, read_off
 from cryoprob.inference.treatments.point import Point
 
 __all__ = ["PRESET"]
@@ -25,16 +17,11 @@ __all__ = ["PRESET"]
 
 def build(scene: Scene) -> Built:
     """Residues of a structure, a residual network of z that moves them, bonds that hold."""
-    plan, stack, found = scene.plan, scene.stack, structure(scene, docked=True)
+    found = structure(scene, docked=True)
     volume = molecule(scene, found, docked=True, free=("positions",))
     model = scene.model(volume, coordinates(scene), [bonds(scene, found)])
     turns, moves = scene.known
-    size: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
-    centering = Centering(moves, stack.pixel_size)
-    encoder = FourierMLP(stack.box, scene.sigma2.mean(0), centering=centering, **size)
-    center = scene.put(torch.zeros(1, plan.zdim))
-    state = Amortized(encoder.to(**scene.kind), NormalVector(plan.zdim), center)
-    start = Point(volume.start(scene.generator))
+    state, start = read_off(scene, moves), Point(volume.start(scene.generator))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
     return scene.train(model, guide, Elbo(), volume_rate=VOLUME_RATE)
 

@@ -10,10 +10,10 @@ from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.gaussians import (
     VOLUME_RATE,
     cloud,
-    coordinates,
     molecule,
     structure,
 )
+from cryoprob.inference.presets.networks import coordinates
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.volumes.gaussian_mixture import FREE

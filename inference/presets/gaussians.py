@@ -12,17 +12,17 @@ from cryoprob.inference.amplitude import match_amplitude, regressed_amplitude
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.presets.base import Scene
+from cryoprob.inference.presets.networks import coordinates
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.point import Point
 from cryoprob.io.structures import is_structure, read_structure
-from cryoprob.models.conformations.gaussian import GaussianConformation
 from cryoprob.models.structure_factors import Bonds
 from cryoprob.models.volumes.displacements import ResidualDisplacements
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.models.volumes.gaussian_mixture import GaussianMixture
 from cryoprob.models.volumes.residues import Residues, residues
 
-__all__ = ["VOLUME_RATE", "bonds", "cloud", "coordinates", "molecule", "structure"]
+__all__ = ["VOLUME_RATE", "bonds", "cloud", "molecule", "structure"]
 
 VOLUME_RATE = 0.01
 """Of Adam for Gaussians and their displacement, in standard deviations of their priors."""
@@ -109,11 +109,6 @@ def _found(scene: Scene, volume: GaussianMixture) -> float:
     half = Half(scene.model(FourierVoxels(volume.box, **scene.kind)), guide, scene.everything)
     match_amplitude(half, scene.stack, scene.plan, scene.symmetry)
     return float(guide.volume.coefficients.detach().sum() / density.sum())
-
-
-def coordinates(scene: Scene) -> GaussianConformation:
-    """Standard normal coordinates."""
-    return GaussianConformation(scene.put(torch.ones(scene.plan.zdim)))
 
 
 def bonds(scene: Scene, found: Residues) -> Bonds:

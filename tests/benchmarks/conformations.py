@@ -63,7 +63,7 @@ def judged(result: FitResult, maps: Tensor, frame: Tensor) -> tuple[float, float
             with torch.no_grad():
                 density = half.model.volume.density(weights, place)
             own.append(likeness(density.float(), truth))
-    return sum(own) / max(len(own), 1), sum(mean) / len(mean)
+    return sum(own) / len(own) if own else float("nan"), sum(mean) / len(mean)
 
 
 def row(
