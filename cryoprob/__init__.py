@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from cryoprob.metrics.alignment import align_maps
     from cryoprob.metrics.fsc import fsc, half_map_fsc, resolution
     from cryoprob.metrics.pose_error import pose_error
+    from cryoprob.models.gaussian_contrast import GaussianContrast
+    from cryoprob.models.gaussian_defocus import GaussianDefocus
     from cryoprob.models.noises.radial_noise import RadialNoise
     from cryoprob.models.particle_model import ParticleModel
     from cryoprob.models.poses.gaussian_shift import GaussianShift
@@ -92,6 +94,8 @@ _HOMES = {
     "cryoprob.metrics.alignment": "align_maps",
     "cryoprob.metrics.fsc": "fsc half_map_fsc resolution",
     "cryoprob.metrics.pose_error": "pose_error",
+    "cryoprob.models.gaussian_contrast": "GaussianContrast",
+    "cryoprob.models.gaussian_defocus": "GaussianDefocus",
     "cryoprob.models.noises.radial_noise": "RadialNoise",
     "cryoprob.models.particle_model": "ParticleModel",
     "cryoprob.models.poses.gaussian_shift": "GaussianShift",
@@ -122,6 +126,8 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "FourierVoxels",
+    "GaussianContrast",
+    "GaussianDefocus",
     "GaussianMixture",
     "GaussianShift",
     "GaussianVolume",

@@ -1,6 +1,6 @@
 """The microscope: its parameters for every particle, and the contrast transfer function (CTF)."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import pi
 
 import torch
@@ -83,6 +83,11 @@ class Optics:
         """The same optics in another floating type or on another device."""
         values = (getattr(self, f.name) for f in fields(self))
         return Optics(*(v.to(device=device, dtype=dtype) for v in values))
+
+    def defocused(self, error: Tensor) -> "Optics":
+        """The same optics with ``error`` [*, N] (A) added to both defoci; shapes broadcast."""
+        u, v = self.defocus_u + error, self.defocus_v + error
+        return replace(self, defocus_u=u, defocus_v=v)
 
 
 def wavelength(voltage: Tensor | float) -> Tensor:

@@ -7,7 +7,7 @@ evidence on the same images and band. cryoSPARC's ab initio (Punjani 2017) with 
 posteriors; success rates are in tests/benchmarks/RESULTS.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -143,10 +143,10 @@ class AbInitio:
         return state
 
     def _new(self, stack: ParticleStack, volume: Maps) -> Half:
-        """Model and guide of a start at a map."""
+        """Model and guide of a start at a map: one, whatever classes it is split into later."""
         model = build_model(
             stack,
-            self.schedule,
+            replace(self.schedule, classes=1),
             self.power,
             radius=_FIRST_RADIUS + 1,
             dtype=self.dtype,

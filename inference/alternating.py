@@ -19,8 +19,7 @@ from cryoprob.inference.search import best_poses
 from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
-from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+from cryoprob.inference.voxel_model import voxel_model
 from cryoprob.particles import ParticleStack
 
 __all__ = ["Alternating", "search_poses"]
@@ -90,7 +89,7 @@ def search_poses(
     order = plan.order(half.model.band.radius)
     with torch.no_grad():
         for density, index in _maps(half, stack, states, seed):
-            model = _voxels(half.model, density)
+            model = voxel_model(half.model, density)
             gridded = on_grid(model, *pose_grids(model, plan, order, seed=seed))
             for images in chunks(gridded, stack, index):
                 _, turn, move = best_poses(gridded, density, modal, images)
@@ -115,14 +114,6 @@ def _maps(half: Half, stack: ParticleStack, states: int, seed: int) -> list[tupl
     points, nearest = centers(values, min(states, len(values)), seed)
     parts = [(point, half.index[nearest.cpu() == k]) for k, point in enumerate(points)]
     return [(model.volume.density(weights, point), own) for point, own in parts if len(own)]
-
-
-def _voxels(model: ParticleModel, density: Tensor) -> ParticleModel:
-    """The model with a voxel map in place of its volume, in the same band."""
-    kind: dict[str, Any] = {"dtype": density.dtype, "device": density.device}
-    volume = FourierVoxels(density.shape[-1], radius=model.band.radius, **kind)
-    rest = model.noise, model.pixel_size, model.contrast
-    return ParticleModel(volume, model.rotation, model.shift, *rest)
 
 
 def _tables(half: Half) -> tuple[PerImage, PerImage]:

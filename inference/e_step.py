@@ -57,8 +57,11 @@ def e_step(
     Raises
     ------
     InputError
-        If poses are searched whose prior is continuous, or q is on a grid and the search is not.
+        If poses are searched whose prior is continuous, or q is on a grid and the search is not;
+        if contrast or defocus is a latent site.
     """
+    _ = model.known_contrast  # else refused
+    guide.check(model)
     index = torch.arange(len(stack)) if index is None else index.cpu()
     with torch.no_grad():
         statistics = nothing_yet(model, len(stack), symmetry)

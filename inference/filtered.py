@@ -50,11 +50,17 @@ class Filtered:
 
 
 def filter_images(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Filtered:
-    """Read and filter the images ``index`` [n] of a stack in the model's band."""
+    """Read and filter the images ``index`` [n] of a stack in the model's band.
+
+    Raises
+    ------
+    InputError
+        If contrast or defocus is a latent site.
+    """
     band = model.band
     like = model.noise.sigma2
     batch = stack.batch(index, band, like.dtype, like.device)
-    scale, spread = model.contrast(batch.index)
+    scale, spread = model.known_contrast(batch.index)
     sigma2 = model.noise(batch.group) * spread[:, None] ** 2
     ctf = batch.ctf * scale[:, None]
     weighted = ctf / sigma2[:, band.shell.to(sigma2.device)]

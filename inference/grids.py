@@ -53,5 +53,4 @@ def off_grid(model: ParticleModel) -> ParticleModel:
 
 
 def _posed(model: ParticleModel, rotation: LocalPrior, shift: ShiftPrior) -> ParticleModel:
-    own = model.noise, model.pixel_size, model.contrast, model.conformation
-    return ParticleModel(model.volume, rotation, shift, *own, terms=model.factors)
+    return model.on(model.volume, rotation, shift)

@@ -1,6 +1,7 @@
 """The guide: one treatment per latent site."""
 
 from dataclasses import dataclass
+from types import UnionType
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,13 @@ from cryoprob.checks import InputError, require
 from cryoprob.fourier.bands import Band, full_band
 from cryoprob.inference.encoders.base import Encoder
 from cryoprob.inference.treatments.base import Drawn, Treatment
+from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.importance import Importance
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.volume import VolumeTreatment
 from cryoprob.models import sites
+from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 from cryoprob.types import Rotations, Shifts
@@ -29,8 +32,8 @@ class Poses:
     ----------
     rotation, shift
         [K, N, 3, 3] and [K, N, 2] (Angstrom).
-    conformation
-        [K, N, size], or None where the model has none.
+    conformation, contrast, defocus
+        [K, N, size], [K, N] and [K, N] (Angstrom), or None where the guide has no such site.
     log_q
         Log density of q at them, [K, N]; Diracs count 0.
     log_weight
@@ -42,6 +45,8 @@ class Poses:
     log_q: Tensor
     log_weight: Tensor
     conformation: Tensor | None = None
+    contrast: Tensor | None = None
+    defocus: Tensor | None = None
 
 
 class Guide(nn.Module):
@@ -49,8 +54,8 @@ class Guide(nn.Module):
 
     Parameters
     ----------
-    rotation, shift, conformation
-        Treatments of the local sites; no conformation where the model has none.
+    rotation, shift, conformation, contrast, defocus
+        Treatments of the local sites; none of the last three where the model has no such site.
     volume
         Treatment of the global site.
 
@@ -58,7 +63,8 @@ class Guide(nn.Module):
     ------
     InputError
         For a mixture that has no E-step: one pose site searched on a grid and the other not, or
-        the two searched in unlike ways.
+        the two searched in unlike ways. For a contrast or a defocus that is searched for, or a
+        contrast summed out.
     """
 
     def __init__(
@@ -68,11 +74,15 @@ class Guide(nn.Module):
         shift: Treatment,
         volume: VolumeTreatment,
         conformation: Treatment | None = None,
+        contrast: Treatment | None = None,
+        defocus: Treatment | None = None,
     ) -> None:
         super().__init__()
         _check_mixture(rotation, shift)
+        _check_imaging(sites.CONTRAST, contrast, Drawn)
+        _check_imaging(sites.DEFOCUS, defocus, Drawn | Exact)
         self.rotation, self.shift, self.volume = rotation, shift, volume
-        self.conformation = conformation
+        self.conformation, self.contrast, self.defocus = conformation, contrast, defocus
 
     def forward(self, batch: Batch) -> None:
         """Sample every site that is not enumerated."""
@@ -85,8 +95,9 @@ class Guide(nn.Module):
     @property
     def sites(self) -> dict[str, Treatment]:
         """The treatments of the local sites, by name."""
-        found = {sites.ROTATION: self.rotation, sites.SHIFT: self.shift}
-        return found | ({sites.CONFORMATION: self.conformation} if self.conformation else {})
+        parts = self.rotation, self.shift, self.conformation, self.contrast, self.defocus
+        named = zip(sites.LATENT[1:], parts, strict=True)
+        return {site: part for site, part in named if part is not None}
 
     def draw(self, batch: Batch, count: int) -> Poses:
         """Draws of the local sites, ``count`` for every head of the rotation's law.
@@ -97,7 +108,7 @@ class Guide(nn.Module):
             If a site gives no draws (it is searched on a grid, or summed out).
         """
         self.forget()
-        parts = [*self.drawn, *self._states]
+        parts = [*self.drawn, *self._others]
         count = max([count, *(part.draws for part in parts if isinstance(part, Importance))])
         turns = parts[0].draw(batch, count)
         if len(turns.value) > 1:  # else a Dirac, which stands there for every draw of the others
@@ -106,8 +117,9 @@ class Guide(nn.Module):
         longest = max(draws, key=lambda one: len(one.value))
         log_q = torch.stack(torch.broadcast_tensors(*(one.log_q for one in draws))).sum(0)
         values = [one.value.expand(len(log_q), *one.value.shape[1:]) for one in draws]
-        state = values[2] if len(values) > 2 else None
-        return Poses(values[0], values[1], log_q, longest.log_weight.expand_as(log_q), state)
+        named = dict(zip(self.sites, values, strict=True))
+        log_weight = longest.log_weight.expand_as(log_q)
+        return Poses(**named, log_q=log_q, log_weight=log_weight)
 
     def log_score(
         self,
@@ -115,16 +127,19 @@ class Guide(nn.Module):
         rotation: Rotations,
         shift: Shifts,
         conformation: Tensor | None = None,
+        contrast: Tensor | None = None,
+        defocus: Tensor | None = None,
     ) -> Tensor:
         """What inclusive objectives raise: log q at given values [*, N, ...], summed, [*, N].
 
         Sites that have no law of their own count nothing; a Dirac counts a squared distance.
         """
-        values = zip(self.sites.values(), (rotation, shift, conformation), strict=False)
+        values = rotation, shift, conformation, contrast, defocus
+        named = dict(zip(sites.LATENT[1:], values, strict=True))
         found = [
             part.lawful.law.log_score(part.lawful.numbers_of(batch), value)
-            for part, value in values
-            if part.lawful is not None and value is not None
+            for site, part in self.sites.items()
+            if part.lawful is not None and (value := named[site]) is not None
         ]
         got = _names(self.rotation, self.shift)
         wanted = "a law at the rotation or the shift"
@@ -151,23 +166,25 @@ class Guide(nn.Module):
         )
 
     @property
-    def _states(self) -> list[Drawn]:
-        """The conformation's treatment, for what needs draws of it; nothing where there is none.
+    def _others(self) -> list[Drawn]:
+        """The treatments beside the poses', for what needs draws of them.
 
         Raises
         ------
         InputError
-            If it is summed out.
+            If one of the sites is summed out.
         """
-        part = self.conformation
-        if part is None or isinstance(part, Drawn):
-            return [] if part is None else [part]
-        raise InputError(
-            "guide",
-            expected="a treatment of the conformation that gives draws",
-            got=type(part).__name__,
-            remedy="Use Known, PerImage or Amortized, or the E-step, which sums it out.",
-        )
+        found = []
+        for site, part in list(self.sites.items())[2:]:
+            if not isinstance(part, Drawn):
+                raise InputError(
+                    "guide",
+                    expected=f"a treatment of the {site} that gives draws",
+                    got=type(part).__name__,
+                    remedy=f"Use Known, PerImage or Amortized, or {_SUMMED[site]}.",
+                )
+            found.append(part)
+        return found
 
     @property
     def kind(self) -> str:
@@ -199,20 +216,42 @@ class Guide(nn.Module):
             If q is a density or a free Dirac, and the model's prior lives on a grid.
         """
         total = torch.zeros_like(poses.log_q)
-        values = poses.rotation, poses.shift, poses.conformation
-        for (site, part), value in zip(self.sites.items(), values, strict=False):
+        for site, part in self.sites.items():
             if isinstance(part, Known):
                 continue
-            prior = getattr(model, site)
-            require(
-                not prior.enumerable,
-                f"{site} prior",
-                expected="a continuous prior, as the guide's law is",
-                got="a grid",
-                remedy="Use UniformRotation and GaussianShift, without discretize.",
-            )
-            total = total + prior.prior().log_prob(value)
+            prior = model.local_priors[site]
+            _check_continuous(site, prior)
+            total = total + prior.prior().log_prob(getattr(poses, site))
         return total
+
+    def check(self, model: ParticleModel) -> None:
+        """Raise unless every conformation, contrast and defocus fits its treatment.
+
+        Raises
+        ------
+        InputError
+            If the model has one of these sites and the guide does not treat it, or the other way
+            round; or a density is to fit a prior on nodes, or Exact to sum over what has none.
+        """
+        priors, parts = model.local_priors, self.sites
+        for site in sites.LATENT[3:]:
+            have = site in priors, site in parts
+            wanted = f"a treatment of the {site} where the model has that site, and only there"
+            got = f"{'a' if have[0] else 'no'} site, {'a' if have[1] else 'no'} treatment"
+            remedy = f"Give Guide({site}=...), or leave {site} out of both model and guide."
+            require(have[0] == have[1], "guide", expected=wanted, got=got, remedy=remedy)
+        part, prior = parts.get(sites.DEFOCUS), priors.get(sites.DEFOCUS)
+        if part is None or prior is None or isinstance(part, Known):
+            return
+        if isinstance(part, Drawn):
+            _check_continuous(sites.DEFOCUS, prior)
+        elif not prior.enumerable:
+            raise InputError(
+                "defocus prior",
+                expected="nodes, which Exact sums over",
+                got="a continuous prior",
+                remedy="Use GaussianDefocus(scale_A, nodes=9), or PerImage in the guide.",
+            )
 
     def shares(
         self, poses: Poses, log_prior: Tensor, log_likelihood: Tensor
@@ -260,6 +299,38 @@ def _check_mixture(rotation: Treatment, shift: Treatment) -> None:
         expected="heads at the rotation only",
         got=f"{heads} heads at the shift",
         remedy="Give Heads to the rotation's law; each of its heads gets shifts of its own.",
+    )
+
+
+_SUMMED = {
+    sites.CONFORMATION: "the E-step, which sums it out",
+    sites.DEFOCUS: "TraceEnum_ELBO, which sums it out",
+}
+
+
+def _check_imaging(site: str, part: Treatment | None, fitting: type | UnionType) -> None:
+    """Raise InputError unless a contrast's or defocus' treatment is one of those that fit."""
+    alone = not isinstance(part, Drawn) or part.heads == 1
+    fits = isinstance(part, fitting) and not isinstance(part, Modal) and alone
+    require(
+        part is None or fits,
+        "guide",
+        expected=f"a treatment of the {site} without a search and heads",
+        got=f"{type(part).__name__}{'' if alone else ' with heads'}",
+        remedy="Use Known, PerImage, Amortized or Prior; Exact with GaussianDefocus on nodes.",
+    )
+
+
+def _check_continuous(site: str, prior: LocalPrior) -> None:
+    """Raise InputError if a prior lives on a grid."""
+    pose = site in (sites.ROTATION, sites.SHIFT)
+    other = "Use a continuous prior (GaussianDefocus without nodes), or Exact in the guide."
+    require(
+        not prior.enumerable,
+        f"{site} prior",
+        expected="a continuous prior, as the guide's law is",
+        got="a grid",
+        remedy="Use UniformRotation and GaussianShift, without discretize." if pose else other,
     )
 
 

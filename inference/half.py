@@ -9,6 +9,7 @@ from torch import Tensor
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.m_step import Solution
 from cryoprob.inference.members import Member, members
+from cryoprob.models.contrast import Contrast
 from cryoprob.models.particle_model import ParticleModel
 
 __all__ = ["Half", "pack_half", "unpack_half"]
@@ -45,8 +46,7 @@ def pack_half(half: Half) -> dict[str, Any]:
         "conformation": {} if state is None else state.state_dict(),
         "sigma2": model.noise.sigma2,
         "shift_sigma": model.shift.sigma,
-        "scale": model.contrast.scale,
-        "spread": model.contrast.spread,
+        **_factors(model),
         "radius": torch.tensor(model.band.radius),
     }
 
@@ -60,10 +60,14 @@ def unpack_half(half: Half, packed: dict[str, Any]) -> None:
         model.conformation.load_state_dict(packed["conformation"])
     half.guide.load_state_dict(packed["guide"])
     half.optimizer = packed["optimizer"]
-    for name, target in (
-        ("sigma2", model.noise.sigma2),
-        ("shift_sigma", model.shift.sigma),
-        ("scale", model.contrast.scale),
-        ("spread", model.contrast.spread),
-    ):
+    own = {"sigma2": model.noise.sigma2, "shift_sigma": model.shift.sigma, **_factors(model)}
+    for name, target in own.items():
         target.copy_(packed[name])
+
+
+def _factors(model: ParticleModel) -> dict[str, Tensor]:
+    """Known amplitudes and noise factors; nothing where the contrast is a latent site."""
+    known = model.contrast
+    if not isinstance(known, Contrast):
+        return {}
+    return {"scale": known.scale, "spread": known.spread}

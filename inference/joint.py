@@ -5,7 +5,8 @@ steps, and the noise starts at the images' power and follows the residual, so th
 is tempered while the volume explains little and sharpens by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
 from time import perf_counter
@@ -90,9 +91,13 @@ class Joint:
         Share of the steps in which the band grows; rates fall in the rest.
     noise
         Whether noise spectra follow the residual.
+    anneal
+        Factor of held noise spectra at the start; it falls to 1, geometrically, while the band
+        grows. (Spectra that follow the residual start high by themselves.)
     held
-        Sites (``volume``, ``rotation``, ``shift``, ``conformation``) that stay as they are, and up
-        to which share of the steps: a pose-only phase is ``{"volume": 0.3, "conformation": 0.3}``.
+        Sites (``volume``, ``rotation``, ``shift``, ``conformation``, ``contrast``, ``defocus``)
+        that stay as they are, and up to which share of the steps: a pose-only phase is
+        ``{"volume": 0.3, "conformation": 0.3}``.
     teacher
         What trains q instead, where given (``Sleep``: wake-sleep); the objective then trains the
         volume alone.
@@ -115,6 +120,7 @@ class Joint:
     radius: int = 10
     marching: float = 0.6
     noise: bool = True
+    anneal: float = 1.0
     held: Mapping[str, float] = field(default_factory=dict)
     teacher: Objective | None = None
     solvent: Solvent = Solvent("sphere")  # noqa: RUF009 (frozen)
@@ -122,6 +128,9 @@ class Joint:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.held) - set(sites.LATENT))
         require(not unknown, "held", expected=" or ".join(sites.LATENT), got=", ".join(unknown))
+        fits = self.anneal == 1 or (self.anneal > 1 and not self.noise)
+        wanted = "1, or above 1 with the noise held (beta)"
+        require(fits, "anneal", expected=wanted, got=f"{self.anneal:g}")
 
     @property
     def records(self) -> int:
@@ -161,8 +170,27 @@ class Joint:
         self, half: Half, stack: ParticleStack, optimizer: Adam, step: int, noise: bool
     ) -> Tensor:
         """One step up the mean objective, the map's prior shared out among the images."""
-        model, guide = half.model, half.guide
+        model = half.model
         self._schedule(model, optimizer, step)
+        with self._heated(model, step):
+            return self._ascend(half, stack, optimizer, step, noise)
+
+    @contextmanager
+    def _heated(self, model: ParticleModel, step: int) -> Iterator[None]:
+        """Held noise spectra larger, as annealing has it at this step."""
+        held = model.noise.sigma2
+        left = max(0.0, 1 - step / max(self.marching * self.steps, 1e-9))
+        if self.anneal == 1:
+            yield
+            return
+        model.noise.sigma2 = held * self.anneal**left
+        yield
+        model.noise.sigma2 = held
+
+    def _ascend(
+        self, half: Half, stack: ParticleStack, optimizer: Adam, step: int, noise: bool
+    ) -> Tensor:
+        model, guide = half.model, half.guide
         like = model.noise.sigma2
         index = half.index[torch.randint(len(half.index), (self.batch,))]
         batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)

@@ -27,7 +27,6 @@ from cryoprob.inference.search import best_poses
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
-from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.volumes.base import Volume
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.particles import Batch, ParticleStack
@@ -259,8 +258,7 @@ def _narrowed(half: Half) -> Half:
         device=old.tau2.device,
     )
     free = off_grid(model)
-    own = model.noise, model.pixel_size, model.contrast, model.conformation
-    narrow = ParticleModel(volume, free.rotation, free.shift, *own, terms=model.factors)
+    narrow = model.on(volume, free.rotation, free.shift)
     return Half(narrow, half.guide, half.index)
 
 

@@ -221,7 +221,7 @@ def update_contrast(model: ParticleModel, statistics: Statistics) -> None:
     The amplitude is the regression of the image on its expected noiseless image; the noise factor
     is the root of its expected residual power per number, in units of its group's noise.
     """
-    contrast, summary = model.contrast, statistics.summary
+    contrast, summary = model.known_contrast, statistics.summary
     seen = torch.isfinite(summary.bound)
     ratio = summary.cross[seen] / summary.energy[seen].clamp(min=1e-12)
     contrast.scale[seen] *= (ratio / ratio.median().clamp(min=1e-3)).clamp(0.5, 2.0)

@@ -55,7 +55,8 @@ def members(model: ParticleModel, guide: Guide) -> list[Member]:
     Raises
     ------
     InputError
-        If the volume is a :class:`Mixture` and the guide does not sum its classes out.
+        If the volume is a :class:`Mixture` and the guide does not sum its classes out; or contrast
+        or defocus of classes is a latent site.
     """
     volume = model.volume
     if not isinstance(volume, Mixture):
@@ -64,7 +65,7 @@ def members(model: ParticleModel, guide: Guide) -> list[Member]:
         got = f"conformation {type(guide.conformation).__name__}"
         raise InputError("guide", expected="classes summed out (conformation=Exact())", got=got)
     found = []
-    rest = model.rotation, model.shift, model.noise, model.pixel_size, model.contrast
+    rest = model.rotation, model.shift, model.noise, model.pixel_size, model.known_contrast
     for part, own in zip(volume.volumes, guide.volume.coefficients.detach(), strict=True):
         alone = Guide(rotation=guide.rotation, shift=guide.shift, volume=Point(own))
         found.append(Member(ParticleModel(part, *rest), alone))

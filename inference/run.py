@@ -98,6 +98,8 @@ class _Run:
         built = system_of(self.config, self.stack)
         if "system" in self.saved:
             built.state.unpack(self.saved["system"])
+        else:
+            built.begin()
 
         def save() -> None:
             self._save({"system": built.state.pack()}, built.state.history)

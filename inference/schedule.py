@@ -103,6 +103,8 @@ class Schedule:
     beta
         Weight of the divergence in such training, the noise held at its start; 0 counts it once
         and learns the noise. (Presets set these.)
+    anneal
+        With ``beta``: factor of the held noise at the start, falling to 1 while the band grows.
     starts
         Random starts from nothing.
     start_steps
@@ -148,6 +150,7 @@ class Schedule:
     gaussians: int = 300
     epochs: float = 20.0
     beta: float = 0.0
+    anneal: float = 1.0
     starts: int = 4
     start_steps: int = 80
     start_images: int = 150

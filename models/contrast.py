@@ -1,4 +1,4 @@
-"""Per-image amplitude and noise factors, known numbers until they get sites of their own."""
+"""Per-image amplitude and noise factors as known numbers."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ __all__ = ["Contrast"]
 class Contrast(nn.Module):
     """Amplitude ``scale`` and noise factor ``spread`` of every image; ones when not estimated.
 
-    The image is ``scale * CTF . shift . slice + spread * noise``.
+    The image is ``scale * CTF . shift . slice + spread * noise``. Exact EM re-estimates both; as a
+    latent site the amplitude is :class:`~cryoprob.models.gaussian_contrast.GaussianContrast`.
     """
 
     scale: Tensor

@@ -10,7 +10,7 @@ __all__ = ["LocalPrior"]
 
 
 class LocalPrior(nn.Module, ABC):
-    """Prior of a rotation, a shift or a conformation.
+    """Prior of a rotation, a shift, a conformation, a contrast or a defocus.
 
     Attributes
     ----------

@@ -10,6 +10,8 @@ from cryoprob.fourier.bands import Band
 from cryoprob.models import sites
 from cryoprob.models.conformations.base import Conformation
 from cryoprob.models.contrast import Contrast
+from cryoprob.models.gaussian_contrast import GaussianContrast
+from cryoprob.models.gaussian_defocus import GaussianDefocus, defocused_ctf
 from cryoprob.models.image_likelihood import ImageLikelihood, shift_phase
 from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.noises.base import Noise
@@ -35,12 +37,16 @@ class ParticleModel(nn.Module):
     pixel_size
         Angstrom per pixel.
     contrast
-        Amplitude and noise factors per image (default: ones).
+        Amplitude and noise factors per image (default: ones); or a prior of the amplitudes, which
+        makes them a site.
     conformation
         Prior of the conformation that the volume's slices take
         (:mod:`cryoprob.models.conformations`); none where they take none.
     terms
         Log potentials beside the priors (:mod:`cryoprob.models.structure_factors`).
+    defocus
+        Prior of errors of the given defocus, which makes them a site; none where it is taken as
+        given.
 
     Raises
     ------
@@ -50,8 +56,9 @@ class ParticleModel(nn.Module):
     Notes
     -----
     Sites: ``volume`` (the coefficients, [D, D, D] for voxels), ``rotation`` [3, 3], ``shift`` [2]
-    (Angstrom), ``conformation`` ([size], or a state), ``image`` [M] (packed half-plane
-    coefficients, see :class:`cryoprob.fourier.bands.Band`). papers: Donnat 2022, eq. 1-3.
+    (Angstrom), where there are priors of them ``conformation`` ([size], or a state), ``contrast``
+    [] and ``defocus`` [] (Angstrom), and ``image`` [M] (packed half-plane coefficients, see
+    :class:`cryoprob.fourier.bands.Band`). papers: Donnat 2022, eq. 1-3.
     """
 
     def __init__(
@@ -61,9 +68,10 @@ class ParticleModel(nn.Module):
         shift: ShiftPrior,
         noise: Noise,
         pixel_size: float,
-        contrast: Contrast | None = None,
+        contrast: Contrast | GaussianContrast | None = None,
         conformation: Conformation | None = None,
         terms: Iterable[Term] = (),
+        defocus: GaussianDefocus | None = None,
     ) -> None:
         super().__init__()
         size = 0 if conformation is None else conformation.size
@@ -72,11 +80,13 @@ class ParticleModel(nn.Module):
         self.volume, self.rotation, self.shift, self.noise = volume, rotation, shift, noise
         self.pixel_size, self.conformation = pixel_size, conformation
         self.contrast = Contrast() if contrast is None else contrast
+        self.defocus = defocus
         self.terms = nn.ModuleList(terms)
-        names = [*sites.LATENT, sites.IMAGE, *(term.name for term in self.factors)]
+        own = [term.name for term in self.factors]
+        names = {*sites.LATENT, sites.IMAGE, *own}
         wanted = "names that differ from each other and from the sites'"
-        alike = len(set(names)) == len(names)
-        require(alike, "terms", expected=wanted, got=", ".join(names[5:]))
+        alike = len(names) == len(sites.LATENT) + 1 + len(own)
+        require(alike, "terms", expected=wanted, got=", ".join(own))
 
     def forward(self, batch: Batch) -> Tensor:
         """Sample (or score) the latent sites and the images of a batch.
@@ -98,19 +108,27 @@ class ParticleModel(nn.Module):
                 sites.ROTATION, self.rotation.prior(), infer=self.rotation.infer
             )
             shift = pyro.sample(sites.SHIFT, self.shift.prior(), infer=self.shift.infer)
-            state = self._conformation()
+            state = self._optional(sites.CONFORMATION)
             for term in self._of(True):
                 pyro.factor(term.name, term(self.volume, volume, state))
-            observed = self.likelihood(volume, rotation, shift, batch, state)
+            seen = self._optional(sites.CONTRAST), self._optional(sites.DEFOCUS)
+            observed = self.likelihood(volume, rotation, shift, batch, state, *seen)
             image: Tensor = pyro.sample(sites.IMAGE, observed, obs=batch.image)
         return image
 
-    def _conformation(self) -> Tensor | None:
-        part = self.conformation
+    def _optional(self, site: str) -> Tensor | None:
+        part = self.local_priors.get(site)
         if part is None:
             return None
-        found: Tensor = pyro.sample(sites.CONFORMATION, part.prior(), infer=part.infer)
+        found: Tensor = pyro.sample(site, part.prior(), infer=part.infer)
         return found
+
+    @property
+    def local_priors(self) -> dict[str, LocalPrior]:
+        """The priors of the sites that every particle has of its own, by name."""
+        parts = self.rotation, self.shift, self.conformation, self.contrast, self.defocus
+        named = zip(sites.LATENT[1:], parts, strict=True)
+        return {site: part for site, part in named if isinstance(part, LocalPrior)}
 
     @property
     def factors(self) -> list[Term]:
@@ -136,14 +154,64 @@ class ParticleModel(nn.Module):
         shift: Tensor,
         batch: Batch,
         conformation: Tensor | None = None,
+        contrast: Tensor | None = None,
+        defocus: Tensor | None = None,
     ) -> ImageLikelihood:
-        """Distribution of the images given every latent site."""
+        """Distribution of the images given every latent site.
+
+        Raises
+        ------
+        InputError
+            If the model has a site of the contrast or the defocus, and no values [*, N] are given;
+            or the batch has no optics to shift the defocus of.
+        """
+        given = {sites.CONTRAST: contrast, sites.DEFOCUS: defocus}
+        self._refuse([site for site in self._imaging if given[site] is None])
         slices = self.volume.slices(volume, rotation, conformation)
         phase = shift_phase(self.band, shift, self.pixel_size)
-        scale, spread = self.contrast(batch.index)
-        ctf = batch.ctf[:, : len(self.band)] * scale[:, None]
-        sigma2 = self.noise(batch.group) * spread[:, None] ** 2
+        ctf, sigma2 = batch.ctf[:, : len(self.band)], self.noise(batch.group)
+        if defocus is not None:
+            ctf = defocused_ctf(batch, self.band, self.pixel_size, defocus)
+        if isinstance(self.contrast, Contrast):
+            scale, spread = self.contrast(batch.index)
+            ctf, sigma2 = ctf * scale[:, None], sigma2 * spread[:, None] ** 2
+        if contrast is not None:
+            ctf = ctf * contrast[..., None]
         return ImageLikelihood(slices, phase, ctf, sigma2, batch.band)
+
+    @property
+    def _imaging(self) -> list[str]:
+        """Which of contrast and defocus are latent sites."""
+        return [site for site in (sites.CONTRAST, sites.DEFOCUS) if site in self.local_priors]
+
+    @property
+    def known_contrast(self) -> Contrast:
+        """The factors per image, for what takes contrast and defocus as given.
+
+        Raises
+        ------
+        InputError
+            If one of them is a latent site.
+        """
+        self._refuse(self._imaging)
+        assert isinstance(self.contrast, Contrast)
+        return self.contrast
+
+    def _refuse(self, latent: list[str]) -> None:
+        """Raise InputError if there are sites in the list."""
+        remedy = (
+            "Searches, sums over poses and closed-form updates cannot treat these sites: fit by"
+            " gradients (Joint with Elbo, Iwae or ProfileLogJoint) or by Pyro's own algorithms, or"
+            " leave the sites out (Contrast() holds amplitudes that exact EM re-estimates)."
+        )
+        where, wanted = " and ".join(latent), "known numbers, or values of the site"
+        require(not latent, where, expected=wanted, got="a latent site", remedy=remedy)
+
+    def on(self, volume: Volume, rotation: LocalPrior, shift: ShiftPrior) -> "ParticleModel":
+        """The same model, all other parts shared, with another volume and priors of poses."""
+        own = self.noise, self.pixel_size, self.contrast, self.conformation
+        parts = volume, rotation, shift, *own
+        return ParticleModel(*parts, terms=self.factors, defocus=self.defocus)
 
     @property
     def band(self) -> Band:

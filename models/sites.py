@@ -8,6 +8,8 @@ from cryoprob.particles import Batch
 
 __all__ = [
     "CONFORMATION",
+    "CONTRAST",
+    "DEFOCUS",
     "IMAGE",
     "LATENT",
     "ROTATION",
@@ -21,10 +23,12 @@ VOLUME = "volume"
 ROTATION = "rotation"
 SHIFT = "shift"
 CONFORMATION = "conformation"
+CONTRAST = "contrast"
+DEFOCUS = "defocus"
 IMAGE = "image"
 
-LATENT = (VOLUME, ROTATION, SHIFT, CONFORMATION)
-"""All but the image."""
+LATENT = (VOLUME, ROTATION, SHIFT, CONFORMATION, CONTRAST, DEFOCUS)
+"""All but the image; a model may have none of the last three."""
 
 
 def particles(batch: Batch) -> pyro.plate:

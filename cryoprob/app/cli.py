@@ -223,7 +223,8 @@ def compare(
 def evaluate(run: o.Run, truth: o.Truth) -> None:
     """Compare a fit with the truth: FSC and pose errors, whatever its rotation, shift and hand.
 
-    Writes evaluation.json into the folder of the fit.
+    Conformation errors, too, where truth.star has rlnClassNumber, for classes, or the progress
+    along one motion as frameProgress or frameIndex. Writes evaluation.json into the fit's folder.
     """
     from cryoprob.app.evaluate import show_evaluation
 

@@ -9,6 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cryoprob.app.conformations import (
+    ConformationError,
+    compare_conformations,
+    fitted_columns,
+    show_conformations,
+)
 from cryoprob.app.words import angstrom, say, table
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.transforms import crop_map
@@ -51,6 +57,8 @@ class Comparison:
         FSC of the boxes and within the molecule, [D // 2 + 1].
     poses
         Errors of the poses, or None where the true ones are not known.
+    conformations
+        Errors of the conformations, or None where the fit has none.
     """
 
     aligned: Maps
@@ -60,10 +68,13 @@ class Comparison:
     whole: Tensor
     masked: Tensor
     poses: PoseError | None
+    conformations: ConformationError | None = None
 
     def numbers(self) -> "Evaluation":
         """What goes into ``evaluation.json``."""
-        poses = self.poses
+        poses, states = self.poses, self.conformations
+        classes = None if states is None else states.classes
+        path = None if states is None else states.path
         return Evaluation(
             resolution_05_A=self._reach(self.whole, 0.5),
             resolution_0143_A=self._reach(self.whole, 0.143),
@@ -80,6 +91,11 @@ class Comparison:
             mean_rotation_deg=None if poses is None else poses.mean_rotation_deg,
             median_shift_A=None if poses is None else poses.median_shift_A,
             mean_shift_A=None if poses is None else poses.mean_shift_A,
+            wrong_class_share=None if classes is None else classes.wrong,
+            class_weight_error=None if classes is None else classes.weight,
+            class_recall=None if classes is None else classes.recall.tolist(),
+            leading_rank_correlation=None if path is None else path.leading,
+            curve_rank_correlation=None if path is None else path.curve,
         )
 
     def _reach(self, curve: Tensor, threshold: float) -> float | None:
@@ -108,6 +124,10 @@ class Evaluation:
         Images whose poses were compared.
     median_rotation_deg, mean_rotation_deg, median_shift_A, mean_shift_A
         Errors of the poses.
+    wrong_class_share, class_weight_error, class_recall
+        Of classes, 0 to 1 (:class:`~cryoprob.metrics.conformation_error.ClassError`).
+    leading_rank_correlation, curve_rank_correlation
+        Of coordinates, 0 to 1 (:class:`~cryoprob.metrics.conformation_error.PathError`).
     """
 
     resolution_05_A: float | None
@@ -125,6 +145,11 @@ class Evaluation:
     mean_rotation_deg: float | None
     median_shift_A: float | None
     mean_shift_A: float | None
+    wrong_class_share: float | None
+    class_weight_error: float | None
+    class_recall: list[float] | None
+    leading_rank_correlation: float | None
+    curve_rank_correlation: float | None
 
 
 def compare(
@@ -134,6 +159,7 @@ def compare(
     *,
     symmetry: str = "C1",
     tables: tuple[ParticleTable, ParticleTable] | None = None,
+    conformations: ConformationError | None = None,
 ) -> Comparison:
     """Lay a map on the true one [D, D, D]; with tables (found, true) compare the poses, too."""
     group = point_group(symmetry)
@@ -142,7 +168,8 @@ def compare(
     aligned, mask = alignment.aligned, automatic(truth, pixel_size)
     poses = None if tables is None else _pose_errors(*tables, alignment, group)
     whole, masked = fsc(aligned, truth), fsc(aligned, truth, mask)
-    return Comparison(aligned, truth, pixel_size, alignment, whole, masked, poses)
+    parts = (alignment, whole, masked, poses, conformations)
+    return Comparison(aligned, truth, pixel_size, *parts)
 
 
 def evaluate(run: Path, truth: Path) -> Comparison:
@@ -157,12 +184,15 @@ def evaluate(run: Path, truth: Path) -> Comparison:
     there = (run / "volume.mrc").exists()
     require(there, str(run), expected="a finished fit", got="no volume.mrc", remedy=remedy)
     volume, pixel_size = read_map(run / "volume.mrc")
-    target = _read_truth(truth / "truth.mrc" if truth.is_dir() else truth, volume, pixel_size)
+    target = _read_truth(_true_map(truth), volume, pixel_size)
     tables, poses = None, truth / "truth.star"
     if truth.is_dir() and poses.exists() and (run / "particles.star").exists():
         tables = read_particles(run / "particles.star"), read_particles(poses, need=["rotation"])
     symmetry = FitConfig.from_toml(run / "config.toml").symmetry
-    return compare(volume, target, pixel_size, symmetry=symmetry, tables=tables)
+    states = _conformations(run, tables)
+    return compare(
+        volume, target, pixel_size, symmetry=symmetry, tables=tables, conformations=states
+    )
 
 
 def write_evaluation(comparison: Comparison, run: Path) -> Evaluation:
@@ -173,6 +203,8 @@ def write_evaluation(comparison: Comparison, run: Path) -> Evaluation:
     _print_maps(numbers)
     if numbers.images is not None:
         _print_poses(numbers)
+    if comparison.conformations is not None:
+        show_conformations(comparison.conformations)
     hand = "the mirror image of the truth" if numbers.mirrored else "the hand of the truth"
     say(f"\nThe map has {hand}; rotation, shift and hand were taken out before comparing.")
     return numbers
@@ -203,6 +235,25 @@ def _print_poses(numbers: Evaluation) -> None:
         rows.append(("shift, pixels", *(f"{v / size:.2f}" for v in shift if v is not None)))
     say("")
     table([f"error of {numbers.images} poses", "median", "mean"], rows, "")
+
+
+def _true_map(truth: Path) -> Path:
+    """The map itself, or that of a folder: the mean one where the molecule moves."""
+    if not truth.is_dir():
+        return truth
+    mean, own = truth / "map_mean.mrc", truth / "truth.mrc"
+    return mean if mean.exists() and not own.exists() else own
+
+
+def _conformations(
+    run: Path, tables: tuple[ParticleTable, ParticleTable] | None
+) -> ConformationError | None:
+    """Errors of the conformations of the images that both tables have."""
+    columns = fitted_columns(run)
+    if tables is None or not columns:
+        return compare_conformations(None, columns)
+    rows, others = _matched(*tables)
+    return compare_conformations((tables[0][rows], tables[1][others]), columns)
 
 
 def _read_truth(path: Path, volume: Maps, pixel_size: float) -> Maps:

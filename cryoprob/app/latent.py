@@ -16,6 +16,7 @@ from cryoprob.inference.reload import reload
 from cryoprob.io.export import write_particles
 from cryoprob.io.files import replacing
 from cryoprob.io.mrc_writer import write_map
+from cryoprob.metrics.principal_curve import principal_curve
 from cryoprob.types import Maps
 
 __all__ = ["Latent", "show_latent"]
@@ -127,8 +128,9 @@ def _write(path: Path, found: Latent, along: Tensor, picture: Tensor | None) -> 
     parts: dict[str, Any] = {"z": found.mean, "std": found.std, "axis": along}
     parts |= {} if picture is None else {"umap": picture}
     head = [f"{name}{k + 1}" for name, values in parts.items() for k in range(values.shape[1])]
-    rows = torch.cat([values for values in parts.values()], 1).tolist()
-    lines = [",".join(["image", *head])]
+    place = principal_curve(found.mean).place[:, None]
+    rows = torch.cat([*parts.values(), place], 1).tolist()
+    lines = [",".join(["image", *head, "curve"])]
     lines += [f"{n}," + ",".join(f"{v:.6g}" for v in row) for n, row in enumerate(rows)]
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")

@@ -55,11 +55,15 @@ def log_terms(
     The model is run under Pyro's handlers as it is; whatever sites it has inside the particle
     plate count, the given ones (``Known``) excepted. Under a law of volumes the likelihood is its
     mean, exactly.
+
+    Raises
+    ------
+    InputError
+        If model and guide have unlike sites.
     """
-    values = {sites.ROTATION: poses.rotation, sites.SHIFT: poses.shift}
+    guide.check(model)
+    values = {site: getattr(poses, site) for site in guide.sites}
     values[sites.VOLUME] = mean_of(volume)
-    if poses.conformation is not None:
-        values[sites.CONFORMATION] = poses.conformation
     trace = poutine.trace(poutine.condition(model, values)).get_trace(batch)
     given = {site for site, part in guide.sites.items() if isinstance(part, Known)}
     prior, likelihood = torch.zeros_like(poses.log_q), torch.zeros_like(poses.log_q)

@@ -81,8 +81,10 @@ class RingCorrelation(Objective):
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The objective of each image, [N]."""
         poses = guide.draw(batch, 1)
-        values = poses.rotation, poses.shift, batch, poses.conformation
-        mean = model.likelihood(mean_of(volume), *values).mean[..., : len(model.band)]
+        guide.check(model)
+        values = {site: getattr(poses, site) for site in guide.sites}
+        law = model.likelihood(mean_of(volume), batch=batch, **values)
+        mean = law.mean[..., : len(model.band)]
         found = ring_correlation(model.band, mean, batch.image[:, : len(model.band)])
         kappa, constant = (v.to(found) for v in self._rings(model.band))
         score = (found * kappa).sum(-1) + constant

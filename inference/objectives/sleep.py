@@ -31,6 +31,7 @@ class Sleep(Objective):
 
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """Log q at the drawn poses, [N]."""
+        guide.check(model)
         given = {sites.VOLUME: mean_of(volume)}
         for site, part in guide.sites.items():
             if isinstance(part, Known):
@@ -40,4 +41,4 @@ class Sleep(Objective):
             nodes: Any = poutine.trace(free).get_trace(batch).nodes
         drawn = replace(batch, image=nodes[sites.IMAGE]["value"])
         guide.forget()
-        return guide.log_score(drawn, *(nodes[site]["value"] for site in guide.sites))
+        return guide.log_score(drawn, **{site: nodes[site]["value"] for site in guide.sites})

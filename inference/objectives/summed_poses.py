@@ -51,6 +51,8 @@ class SummedPoses(Objective):
                 expected="Exact poses, and a conformation with a density (PerImage, Amortized)",
                 got=", ".join(type(one).__name__ for one in guide.sites.values()),
             )
+        guide.check(model)
+        _ = model.known_contrast  # else refused: no draws of other sites
         guide.forget()
         level = Level.of(model)
         rotation, shift = level.rotation, level.shift

@@ -170,7 +170,8 @@ class Scene:
     ) -> "Built":
         """Volume and q raised together by gradient steps (:class:`Joint`), in all shells."""
         radius = self.plan.max_radius or self.stack.box // 2 - 1
-        options = {"first_radius": radius, "noise": not self.plan.beta} | options
+        noise: dict[str, Any] = {"noise": not self.plan.beta, "anneal": self.plan.anneal}
+        options = {"first_radius": radius, **noise} | options
         plan, half = self.plan, Half(model, guide, self.everything)
         rates: dict[str, Any] = {"rate": plan.learn_rate, "batch": plan.batch}
         joint = Joint(objective, self.seed, self.steps, radius=radius, **rates | options)
@@ -196,6 +197,8 @@ class Built:
         Makes the result of the state at the end.
     settle
         Brings model and guide of a checkpoint to where ``finish`` leaves them.
+    begin
+        What is done once, before the first step.
     """
 
     half: Half
@@ -204,6 +207,7 @@ class Built:
     steps: int
     finish: Callable[[], FitResult]
     settle: Callable[[], None] = lambda: None
+    begin: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.networks import network
+from cryoprob.inference.presets.references import warmed
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 
@@ -24,7 +25,8 @@ def build(scene: Scene) -> Built:
     turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
     start = Point(scene.put(volume.start(scene.generator)))
     guide = Guide(rotation=turns, shift=moves, volume=start)
-    return scene.train(scene.model(volume), guide, Symmetric(), first_radius=min(4, box // 2 - 1))
+    first = min(4, box // 2 - 1)
+    return warmed(scene, scene.train(scene.model(volume), guide, Symmetric(), first_radius=first))
 
 
 PRESET = Preset(

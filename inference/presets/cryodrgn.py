@@ -4,6 +4,7 @@ from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.networks import coordinates, network, read_off
+from cryoprob.inference.presets.references import warmed
 from cryoprob.inference.treatments.point import Point
 
 __all__ = ["PRESET"]
@@ -15,7 +16,8 @@ def build(scene: Scene) -> Built:
     volume, (turns, moves) = network(scene, scene.plan.zdim, generator), scene.known
     state, start = read_off(scene, moves), Point(scene.put(volume.start(generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    return scene.train(scene.model(volume, coordinates(scene)), guide, Elbo())
+    built = scene.train(scene.model(volume, coordinates(scene)), guide, Elbo())
+    return warmed(scene, built, known=True)
 
 
 PRESET = Preset(
@@ -27,7 +29,8 @@ PRESET = Preset(
         " a normal q of z, poses from the file. The half plane's complex coefficients in place of"
         " the full plane's Hartley numbers, which hold the same information. The noise spectrum is"
         " learned, so that the ELBO is one; beta=1/zdim gives the released loss, whose noise"
-        " variance is beta / 2 in units of the images'."
+        " variance is beta / 2 in units of the images' (anneal=16 starts it larger). A --reference"
+        " is where the decoder starts."
     ),
     config={"poses": "known"},
     plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0},

@@ -24,7 +24,9 @@ PRESET = Preset(
         " searched anew every fifth pass. The search is made at maps of 16 conformations spread"
         " over the latent space, each image at that nearest to its own, where the paper asks the"
         " network anew for every image; the bound is the probabilistic one of cryoSPARC's form,"
-        " since the paper's is none on cells; the second stage of a larger network is left out."
+        " since the paper's is none on cells. The paper's second stage is a fit of cryodrgn with a"
+        " larger width to the poses of this one (its particles.star). From a --reference the"
+        " network starts at it, and the poses with a search."
     ),
     plan={
         "zdim": 8,

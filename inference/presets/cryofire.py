@@ -10,6 +10,7 @@ from cryoprob.inference.laws.vectors import DiracVector
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.networks import coordinates, network
+from cryoprob.inference.presets.references import warmed
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 
@@ -31,8 +32,9 @@ def build(scene: Scene) -> Built:
     turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
     start = Point(scene.put(volume.start(scene.generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    options = {"first_radius": min(4, box // 2 - 1), "held": {"conformation": _POSES_ONLY}}
-    return scene.train(model, guide, Symmetric(), **options)
+    first = ["conformation", *(["volume"] if scene.references else [])]
+    options = {"first_radius": min(4, box // 2 - 1), "held": dict.fromkeys(first, _POSES_ONLY)}
+    return warmed(scene, scene.train(model, guide, Symmetric(), **options))
 
 
 PRESET = Preset(
@@ -43,7 +45,8 @@ PRESET = Preset(
         "One convolutional encoder gives rotation, shift and conformation, all Diracs; the"
         " symmetric loss; a first phase in which z learns nothing; a band that grows. z has its"
         " normal prior, which the paper leaves out; in the first phase z is what the fresh head"
-        " says, where the paper draws it at random; the noise spectrum is learned."
+        " says, where the paper draws it at random; the noise spectrum is learned. From a"
+        " --reference the network starts at it, and is held in the first phase."
     ),
     plan={"zdim": 8, "batch": 32, "learn_rate": 5e-4, "epochs": 30.0},
     build=build,

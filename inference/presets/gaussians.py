@@ -8,17 +8,13 @@ import torch
 
 from cryoprob.checks import require
 from cryoprob.gaussians import narrowest
-from cryoprob.inference.amplitude import match_amplitude, regressed_amplitude
-from cryoprob.inference.guide import Guide
-from cryoprob.inference.half import Half
+from cryoprob.inference.amplitude import regressed_amplitude
 from cryoprob.inference.presets.base import Scene
 from cryoprob.inference.presets.networks import coordinates
-from cryoprob.inference.treatments.exact import Exact
-from cryoprob.inference.treatments.point import Point
+from cryoprob.inference.presets.references import found_factor
 from cryoprob.io.structures import is_structure, read_structure
 from cryoprob.models.structure_factors import Bonds
 from cryoprob.models.volumes.displacements import ResidualDisplacements
-from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.models.volumes.gaussian_mixture import GaussianMixture
 from cryoprob.models.volumes.residues import Residues, residues
 
@@ -103,12 +99,7 @@ def _regressed(scene: Scene, volume: GaussianMixture) -> float:
 
 def _found(scene: Scene, volume: GaussianMixture) -> float:
     neutral = scene.put(torch.zeros(scene.plan.zdim))
-    density = volume.density(volume.start(scene.generator), neutral)
-    search = Exact()
-    guide = Guide(rotation=search, shift=search, volume=Point(density))
-    half = Half(scene.model(FourierVoxels(volume.box, **scene.kind)), guide, scene.everything)
-    match_amplitude(half, scene.stack, scene.plan, scene.symmetry)
-    return float(guide.volume.coefficients.detach().sum() / density.sum())
+    return found_factor(scene, volume.density(volume.start(scene.generator), neutral))
 
 
 def bonds(scene: Scene, found: Residues) -> Bonds:

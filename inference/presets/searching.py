@@ -11,6 +11,7 @@ from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.presets.base import Built, Scene
 from cryoprob.inference.presets.networks import coordinates, network, read_off
+from cryoprob.inference.presets.references import warmed
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
@@ -20,6 +21,8 @@ __all__ = ["searching"]
 
 def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Built:
     """Tables of poses that a search fills, normal q of z, a network; none of z with ``zdim=0``.
+
+    From a reference the network starts at it, and the poses with a search.
 
     Parameters
     ----------
@@ -38,6 +41,8 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
     held: dict[str, float] = {"rotation": 1.0, "shift": 1.0}
     options: dict[str, Any] = {"first_radius": min(6, stack.box // 2 - 1), "held": held}
     built = scene.train(scene.model(volume, prior), guide, ProfileLogJoint(), **options)
-    times = (max(1, round(share * built.steps)) for share in (first, every))
+    shares = (first if not scene.references else 0.0, every)
+    begun, period = (round(share * built.steps) for share in shares)
     assert isinstance(built.algorithm, Joint)
-    return replace(built, algorithm=Alternating(built.algorithm, plan, search, *times))
+    turn = Alternating(built.algorithm, plan, search, begun, max(1, period))
+    return warmed(scene, replace(built, algorithm=turn))

@@ -16,8 +16,8 @@ class GaussianConformation(Conformation):
     Parameters
     ----------
     scale
-        Standard deviations [size]: ones for abstract coordinates; ``sqrt(kT / lambda_k)`` for the
-        amplitudes of normal modes (equipartition).
+        Standard deviations [size]: ones for abstract coordinates. Amplitudes of normal modes are
+        :class:`~cryoprob.models.conformations.normal_modes.NormalModeAmplitudes`.
 
     Raises
     ------

@@ -57,7 +57,8 @@ class GridDistribution(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of grid points [*, *event]; between points, that of the nearest."""
         lead = value.shape[: value.dim() - len(self.event_shape)]
-        flat, points = value.reshape(lead.numel(), -1), self.points.flatten(1).to(value)
+        points = self.points.reshape(len(self.points), -1).to(value)
+        flat = value.reshape(lead.numel(), -1)
         if flat.shape == points.shape and flat.equal(points):  # enumerated
             found = self.log_mass
         else:

@@ -18,11 +18,16 @@ answers under a symmetric loss.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from judged import answers, mirror_image
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.geometry.rotations import random_rotations
@@ -39,7 +44,7 @@ from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.objectives.sleep import Sleep
-from cryoprob.inference.objectives.symmetric import Symmetric, turned
+from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.known import Known
@@ -94,25 +99,6 @@ def begin(family: str, loss: str, stack: ParticleStack, seed: int) -> Half:
     return Half(model, guide, torch.arange(len(stack)))
 
 
-def mirror_image(volume: Tensor) -> float:
-    """Correlation of a map with its best-aligned mirror image."""
-    inverted = volume.flip(0, 1, 2).roll((1, 1, 1), (0, 1, 2))
-    found = align_maps(inverted, volume, pixel_size=PIXEL_SIZE, hands=False)
-    both = torch.stack([found.move_map(inverted, PIXEL_SIZE), volume]).flatten(1)
-    return float(torch.corrcoef(both)[0, 1])
-
-
-@torch.no_grad()
-def answers(half: Half, stack: ParticleStack) -> tuple[Tensor, Tensor]:
-    """The rotation that q reads off each image, and that off the image turned by 180 degrees."""
-    batch = stack.batch(torch.arange(len(stack)), half.guide.band(half.model))
-    half.guide.forget()
-    own = half.guide.rotation.mode(batch)
-    half.guide.forget()
-    other = half.guide.rotation.mode(turned(batch))
-    return own, torch.diag(torch.tensor([-1.0, -1.0, 1.0])) @ other
-
-
 def errors(own: Tensor, other: Tensor, rotation: Tensor, loss: str, hand: bool) -> Tensor:
     """Degrees, of q's answer or of the better one of two, for one hand of the map."""
     half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
@@ -149,8 +135,8 @@ def row(family: str, snr: float, loss: str, seed: int, given: argparse.Namespace
         )
     return (
         f"{family:16} {snr:4g} {loss:10} {seed:4} {seconds:7.0f} {state.history[-1]['bound']:10.2f}"
-        f" {last_shell(curve, 0.5):5} {mirror_image(volume):8.2f}"
-        f" {mirror_image(truth):6.2f} {float(error.median()):8.1f}"
+        f" {last_shell(curve, 0.5):5} {mirror_image(volume, PIXEL_SIZE):8.2f}"
+        f" {mirror_image(truth, PIXEL_SIZE):6.2f} {float(error.median()):8.1f}"
     )
 
 

@@ -2,30 +2,37 @@
 
     python tests/benchmarks/two_states.py [--data FOLDER] [--n N] [--box D] [--snr S] [--order N]
                                           [--low-pass A] [--seed N] [--threads N] [--one]
-                                          [--presets a,b] [--set name=value ...]
+                                          [--presets a,b] [--set name=value ...] [--warm A]
+                                          [--reference MAP] [--price N]
 
 Images are drawn from the closed and the open end of the adk-path set (CTF, uniform poses, shifts),
 classes and poses are summed out from both ends low-passed (``--one``: from their mean, split by
 chance). Prints a line per step (nats per image, resolution, grid, weights, confusion), then the
 confusion, the weights, and for each state the last shell at which the FSC of its map with the
-truth stays above 0.5. With ``--presets`` networks in their place, from nothing: a row for each,
+truth stays above 0.5. With ``--presets`` networks in their place, from nothing, from the mean
+of both ends low-passed (``--warm A``) or from a map of one's own low-passed to 20 A: a row for each,
 minutes, nats, confusion of two means of the first principal coordinate, median rotation error
-after alignment of the poses (the better hand), degrees.
+after alignment of the poses (the better hand), degrees; and what its one pose an image and its law
+of z cost in nats per image, of N images, on the grid of the largest order (``--price N``).
 """
 
 import argparse
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from mixtures import Truth, mixed
+
 from cryoprob.fourier.shells import low_pass
-from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.amplitude import match_amplitude
 from cryoprob.inference.build import build_guide, build_model, image_power
+from cryoprob.inference.conformation_budget import conformation_budget
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.half import Half
@@ -37,47 +44,13 @@ from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
 from cryoprob.io.mrc import read_map
+from cryoprob.io.mrc_writer import write_map
 from cryoprob.metrics.alignment import align_maps
 from cryoprob.metrics.fsc import fsc, last_shell
 from cryoprob.metrics.pose_error import align_poses, pose_error
-from cryoprob.models.simulate import simulate
-from cryoprob.optics import Optics
 from cryoprob.particles import ParticleStack
 
 SHARE = 0.25
-FIELDS = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "spherical_aberration")
-
-
-@dataclass
-class Truth:
-    """Each image's state and rotation, and the maps as they were scaled and cropped."""
-
-    state: Tensor
-    rotation: Tensor
-    maps: Tensor
-
-
-def mixed(
-    maps: Tensor, pixel_size: float, n: int, snr: float, box: int, seed: int
-) -> tuple[ParticleStack, Truth]:
-    """A stack of both states."""
-    counts = round(n * (1 - SHARE)), round(n * SHARE)
-    images, optics, truth, turns = [], [], [], []
-    for state, count in enumerate(counts):
-        with tempfile.TemporaryDirectory() as name:
-            generator = torch.Generator().manual_seed(100 * seed + state)
-            made = simulate(maps[state], pixel_size, count, snr, generator, out=name)
-            stack = ParticleStack.read(made.truth, box=box, need=("ctf", "rotation"))
-            turns.append(stack.rotation)
-            images.append(stack.images(torch.arange(count)))
-            optics.append(stack.optics)
-            truth.append(crop_map(read_map(made.truth_map)[0], box))
-    lens = {field: torch.cat([getattr(one, field) for one in optics]) for field in FIELDS}
-    lens["amplitude_contrast"] = torch.cat([one.amplitude_contrast for one in optics])
-    pixel = pixel_size * maps.shape[-1] / box
-    stack = ParticleStack.from_arrays(torch.cat(images), pixel, Optics(**lens))
-    state = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
-    return stack, Truth(state, torch.cat(turns), torch.stack(truth).float())
 
 
 def confusion(shares: Tensor, state: Tensor) -> tuple[float, bool]:
@@ -86,16 +59,44 @@ def confusion(shares: Tensor, state: Tensor) -> tuple[float, bool]:
     return min(wrong, 1 - wrong), wrong > 0.5
 
 
+def start_map(
+    given: argparse.Namespace, stack: ParticleStack, truth: Truth
+) -> tuple[list[str], float]:
+    """The map that networks start from, if any, and its low-pass."""
+    if given.reference or not given.warm:
+        return ([given.reference] if given.reference else []), given.low_pass
+    path = Path(tempfile.mkdtemp()) / "mean.mrc"
+    shares = torch.bincount(truth.state) / len(truth.state)
+    write_map(path, torch.einsum("k,kzyx->zyx", shares, truth.maps), stack.pixel_size)
+    return [str(path)], given.warm
+
+
+def price(half: Half, stack: ParticleStack, plan: Schedule, count: int) -> str:
+    """Nats per image that one pose costs, and the law of z, by 5 and 7 nodes of z along each axis."""
+    index = torch.linspace(0, len(stack) - 1, count).long()
+    told = []
+    for nodes in (5, 7):
+        options = {"order": plan.max_order, "nodes": nodes, "seed": 1}
+        found = conformation_budget(half, stack, index, plan, **options)
+        means = [float(part.mean()) for part in (found.evidence, found.pose, found.conformation)]
+        told.append(
+            f"{nodes} nodes: evidence {means[0]:.2f}, pose {means[1]:.2f}, z {means[2]:.2f}"
+        )
+    return "   " + "; ".join(told)
+
+
 def network(name: str, given: argparse.Namespace, stack: ParticleStack, truth: Truth) -> str:
-    """A preset from nothing on both states."""
+    """A preset on both states."""
     settings = dict(item.split("=") for item in given.set)
     parsed = Schedule.parse(settings)
     plan = Schedule(**{**load(name).plan, **{key: getattr(parsed, key) for key in settings}})
     kind = {"dtype": torch.float32, "device": torch.device("cpu")}
-    scene = Scene(stack, plan, image_power(stack), [], 40.0, given.seed, "C1", kind)
+    start = start_map(given, stack, truth)
+    scene = Scene(stack, plan, image_power(stack), *start, given.seed, "C1", kind)
     began = time.time()
     with seeded(given.seed):
         built = load(name).build(scene)
+    built.begin()
     while not built.state.done:
         record = built.algorithm.step(built.state, stack)
         if built.state.iteration % 10 == 0:
@@ -109,10 +110,11 @@ def network(name: str, given: argparse.Namespace, stack: ParticleStack, truth: T
         motion = align_poses(turned, truth.rotation.double(), hands=False)
         told = pose_error(turned, None, truth.rotation.double(), None, motion)
         errors.append(float(told.rotation_deg.median()))
-    return (
+    row = (
         f"{name:12} {(time.time() - began) / 60:7.1f} {record['bound']:10.2f}"
         f" {min(wrong, 1 - wrong):9.3f} {min(errors):8.1f}"
     )
+    return row if not given.price else row + "\n" + price(built.half, stack, plan, given.price)
 
 
 def main() -> None:
@@ -130,11 +132,15 @@ def main() -> None:
     parser.add_argument("--one", action="store_true")
     parser.add_argument("--presets", default="")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--warm", type=float, default=0.0)
+    parser.add_argument("--reference")
+    parser.add_argument("--price", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     ends = [read_map(given.data / f"map_frame{end}.mrc") for end in ("00", "19")]
     maps = torch.stack([volume.float() for volume, _ in ends])
-    stack, known = mixed(maps, ends[0][1], given.n, given.snr, given.box, given.seed)
+    counts = [round(given.n * (1 - SHARE)), round(given.n * SHARE)]
+    stack, known = mixed(maps, ends[0][1], counts, given.snr, given.box, given.seed)
     state, truth = known.state, known.maps
     if given.presets:
         print("preset       minutes       nats confusion  degrees")

@@ -155,6 +155,24 @@ def test_the_band_grows_and_the_rates_fall(problem):
     assert state.half.optimizer["param_groups"][1]["lr"] < 1e-3
 
 
+def test_held_noise_is_annealed(problem):
+    """Seen by the objective: 16 times the held spectra, falling to them over half of the steps."""
+    held, seen = problem.model.noise.sigma2.clone(), []
+
+    class Watched(Elbo):
+        def __call__(self, model, *args):
+            seen.append(model.noise.sigma2.detach().clone())
+            return super().__call__(model, *args)
+
+    options = {"steps": 40, "noise": False, "anneal": 16.0, "marching": 0.5}
+    joint(Watched(), **options).step(JointState(half(problem)), problem.stack)
+    for step, factor in ((0, 16.0), (5, 8.0), (10, 4.0), (20, 1.0), (39, 1.0)):
+        torch.testing.assert_close(seen[step], factor * held)
+    assert problem.model.noise.sigma2.equal(held)
+    with pytest.raises(InputError, match="noise held"):
+        joint(Elbo(), anneal=16.0)
+
+
 def test_what_is_not_finite_is_named(problem):
     rotation = Known(problem.stack.rotation.clone())
     images = problem.stack.images(torch.arange(12)).double()

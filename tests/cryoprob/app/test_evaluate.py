@@ -11,6 +11,10 @@ from cryoprob.app.cli import app
 from cryoprob.app.evaluate import compare, evaluate
 from cryoprob.checks import InputError
 from cryoprob.geometry.rotations import angle_between, random_rotations
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.presets.menu import load
+from cryoprob.inference.run import run_fit
+from cryoprob.inference.schedule import Schedule
 from cryoprob.io.mrc import read_map, write_map
 from cryoprob.io.tables import read_particles, write_particles
 from cryoprob.metrics.motion import Motion
@@ -106,3 +110,95 @@ def test_other_images_are_refused(simulated, fitted, tmp_path):
     shutil.copytree(simulated, tmp_path / "other")
     with pytest.raises(InputError, match="truth.star.*others"):
         evaluate(fitted, tmp_path / "other")
+
+
+def with_columns(table, folder, **columns):
+    """truth.star of a table with further columns."""
+    folder.mkdir()
+    write_particles(folder / "truth.star", table, table.rotation(), table.displacement(), columns)
+    return folder
+
+
+def moving_fit(out, truth, **settings):
+    """A short fit at known poses, of a preset or with classes."""
+    plan = settings.pop("plan")
+    given = {"poses": "known", "seed": 2, "threads": 1, **settings}
+    run_fit(FitConfig(str(truth / "truth.star"), schedule=plan, **given), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def classes(simulated, tmp_path_factory):
+    """A fit with three classes, and what it put the images into."""
+    out = tmp_path_factory.mktemp("fits") / "classes"
+    moving_fit(out, simulated, plan=Schedule(max_iterations=2, classes=3))
+    return out, read_particles(out / "particles.star")
+
+
+def evaluated(run, truth):
+    result = CliRunner().invoke(app, ["evaluate", str(run), "--truth", str(truth)])
+    assert result.exit_code == 0, result.stderr
+    return " ".join(result.stdout.split()), json.loads((run / "evaluation.json").read_text())
+
+
+def test_classes_are_held_against_the_true_ones(classes, simulated, tmp_path):
+    """A truth of the fit's own classes under other names, but for eight images."""
+    run, table = classes
+    own = torch.from_numpy(table.columns.numbers("rlnClassNumber")).long()
+    truth = torch.tensor([0, 12, 10, 11])[own]
+    truth[:8] = torch.where(truth[:8] == 10, 11, 10)
+    others = read_particles(simulated / "truth.star")
+    folder = with_columns(others, tmp_path / "true", rlnClassNumber=truth)
+    shutil.copy(simulated / "truth.mrc", folder)
+    text, written = evaluated(run, folder)
+    assert written["wrong_class_share"] == pytest.approx(8 / 80)
+    assert "conformations of 80 images against rlnClassNumber" in text
+    assert "images in the wrong class, % 10.0 0" in text and "true class 10 found, %" in text
+    assert written["leading_rank_correlation"] is None
+    assert len(written["class_recall"]) == len(truth.unique())
+
+
+def test_rows_without_a_number_are_named(classes, simulated, tmp_path):
+    others = read_particles(simulated / "truth.star")
+    number = torch.ones(80)
+    number[7] = torch.nan
+    folder = with_columns(others, tmp_path / "true", rlnClassNumber=number)
+    shutil.copy(simulated / "truth.mrc", folder)
+    with pytest.raises(InputError, match="_rlnClassNumber.*1 rows without.*000008@"):
+        evaluate(classes[0], folder)
+
+
+def test_a_truth_without_conformations_says_so(classes, simulated, fitted):
+    text, written = evaluated(classes[0], simulated)
+    assert "classes of the fit are not compared" in text and "_rlnClassNumber" in text
+    assert written["wrong_class_share"] is None
+    text, _ = evaluated(classes[0], simulated / "truth.mrc")
+    assert "not compared: the truth has no table" in text
+    assert "compared:" not in evaluated(fitted, simulated)[0]  # this fit has none either
+
+
+def test_coordinates_are_held_against_the_progress(simulated, tmp_path):
+    """Progress that is the fit's own coordinate, by another clock; an earlier fit's left aside."""
+    others = read_particles(simulated / "truth.star")
+    stale = torch.arange(80.0)
+    start = with_columns(others, tmp_path / "start", cryoprobCoordinate1=stale)
+    small = {"zdim": 1, "width": 8, "layers": 1, "epochs": 4.0, "batch": 16}
+    plan = Schedule(**{**load("cryodrgn").plan, **small})
+    run = moving_fit(tmp_path / "fit", start, plan=plan, preset="cryodrgn")
+    table = read_particles(run / "particles.star")
+    z = torch.from_numpy(table.columns.numbers("cryoprobCoordinate1"))
+    assert not z.equal(stale.double())
+    true = with_columns(others, tmp_path / "true", frameProgress=(-2 * z).exp())
+    shutil.copy(simulated / "truth.mrc", true / "map_mean.mrc")
+    text, written = evaluated(run, true)
+    assert written["leading_rank_correlation"] == pytest.approx(1)
+    assert written["curve_rank_correlation"] == pytest.approx(1)
+    assert "80 images against frameProgress" in text
+    assert "rank correlation along the principal curve 1.000 1" in text
+    part = torch.arange(0, 80, 2).numpy()
+    write_particles(run / "particles.star", table[part])
+    assert "40 images against frameProgress" in evaluated(run, true)[0]
+    homogeneous = tmp_path / "plain"
+    moving_fit(homogeneous, start, plan=Schedule(max_iterations=1))
+    text, written = evaluated(homogeneous, true)
+    assert "frameProgress" not in text and written["leading_rank_correlation"] is None

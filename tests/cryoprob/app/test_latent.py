@@ -14,6 +14,7 @@ from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.io.mrc import read_map
 from cryoprob.io.tables import read_particles
+from cryoprob.metrics.principal_curve import principal_curve
 from cryoprob.models.simulate import simulate
 from cryoprob.phantoms import bead_walk
 
@@ -64,6 +65,8 @@ def test_maps_tables_and_picture(fitted):
     assert len(rows) == COUNT and float(rows[3]["z2"]) == pytest.approx(
         float(result.states.mean[3, 1]), rel=1e-4
     )
+    place = principal_curve(result.states.mean.double()).place
+    assert [float(row["curve"]) for row in rows] == pytest.approx(place.tolist(), rel=1e-4)
     weight = torch.zeros(3)
     for n in (1, 2, 3):
         table = read_particles(folder / f"center_0{n}.star")

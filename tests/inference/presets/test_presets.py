@@ -143,6 +143,19 @@ def test_coordinates_leave_a_path_of_maps(drawn, tmp_path):
     assert result.to_arviz().sample_stats["conformation"].shape == (COUNT, 2)
 
 
+def test_two_stages(drawn, tmp_path):
+    """A larger network at the poses that a search found: they are those of the first fit's table."""
+    first = run_fit(config(drawn, "cryodrgn-bnb"), tmp_path / "first")
+    second = replace(
+        config(drawn, "cryodrgn", width=16), particles=str(tmp_path / "first" / "particles.star")
+    )
+    result = run_fit(second, tmp_path / "second")
+    # a table of angles has six decimals of a degree
+    for part in ("rotation", "shift"):
+        pair = (getattr(one.posterior, part) for one in (result, first))
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-4)
+
+
 def test_settings_of_the_preset_and_the_users(tmp_path):
     given = {"particles": tmp_path / "p.star", "preset": "relion-class3d", "seed": 1}
     plain = configure(given, [], None, tmp_path, False)

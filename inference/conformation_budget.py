@@ -1,0 +1,222 @@
+"""The price of one pose and a normal conformation per image, in nats, by the chain rule.
+
+For a q that has one pose cell ``h`` of a grid and a law of z
+
+    log p(x) = ELBO + KL(q(z) || p(z | x, h)) + (log p(x) - log p(x, h)),
+
+the price of z's law at that pose and the price of one pose. Poses are summed over the grid, z over
+the nodes of a Gauss-Hermite rule, each a map of its own.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from math import log
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryoprob.checks import InputError, require
+from cryoprob.fourier.bands import full_band
+from cryoprob.inference.dense import blocks
+from cryoprob.inference.e_step import chunks, e_step
+from cryoprob.inference.few_poses import score_few
+from cryoprob.inference.grids import on_grid, pose_grids
+from cryoprob.inference.guide import Guide, Poses
+from cryoprob.inference.half import Half
+from cryoprob.inference.learn import seeded
+from cryoprob.inference.levels import Level
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.treatments.base import Lawful
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.point import Point
+from cryoprob.inference.voxel_model import voxel_model
+from cryoprob.models.conformations.gaussian import GaussianConformation
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.particles import Batch, ParticleStack
+from cryoprob.types import Rotations, Shifts
+
+__all__ = ["ConformationBudget", "conformation_budget", "nodes_of"]
+
+_BLOCK, _DRAWS = 64, 128
+
+
+@dataclass(frozen=True, eq=False)
+class ConformationBudget:
+    """Where the nats of n images go; ``evidence = bound + conformation + pose``.
+
+    Attributes
+    ----------
+    index
+        Places in the stack, [n].
+    evidence
+        Log p(image | volume), poses and conformations summed out, [n] (float64, as all).
+    bound
+        ELBO of one cell and the law of z; minus infinity where that is a Dirac too.
+    conformation
+        Divergence of the law of z from its posterior at the pose.
+    pose
+        What one pose costs, right or wrong.
+    """
+
+    index: Tensor
+    evidence: Tensor
+    bound: Tensor
+    conformation: Tensor
+    pose: Tensor
+
+
+def nodes_of(prior: GaussianConformation, count: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Hermite nodes [count^size, size] of a normal prior, and their log weights (float64).
+
+    Raises
+    ------
+    InputError
+        If they would be more than 200.
+    """
+    size = prior.size
+    wanted, got = "at most 200 nodes", f"{count} along each of {size} axes"
+    remedy = "Count at a preset of zdim=1 or 2."
+    require(0 < count**size <= 200, "nodes", expected=wanted, got=got, remedy=remedy)
+    places, weights = np.polynomial.hermite_e.hermegauss(count)
+    axis = torch.from_numpy(places)
+    log_weight = torch.from_numpy(np.log(weights / weights.sum()))
+    rows = torch.tensor(list(product(range(count), repeat=size)))
+    return axis[rows] * prior.scale.double().cpu(), log_weight[rows].sum(1)
+
+
+def conformation_budget(
+    half: Half,
+    stack: ParticleStack,
+    index: Tensor,
+    plan: Schedule,
+    *,
+    order: int,
+    nodes: int,
+    seed: int,
+) -> ConformationBudget:
+    """The budget of a guide whose poses are Diracs and whose conformation is drawn.
+
+    Parameters
+    ----------
+    half
+        Model and guide.
+    index
+        Images, [n].
+    plan
+        Shift grid and coarsest rotations of the exact sum.
+    order
+        Of the rotation grid, whose cells the poses are counted in.
+    nodes
+        Of z, along each axis; what more of them change is the rule's own error.
+    seed
+        Of the grid's turn and of draws of z.
+
+    Raises
+    ------
+    InputError
+        If poses have densities, or the conformation is not normal.
+    """
+    model, guide = half.model, half.guide
+    prior = model.conformation
+    if any(part.has_density for part in guide.drawn) or not isinstance(
+        prior, GaussianConformation
+    ):
+        got = ", ".join(type(part).__name__ for part in guide.sites.values())
+        wanted = "Dirac poses, and a conformation with a normal prior"
+        raise InputError("guide", expected=wanted, got=got)
+    places, log_weight = nodes_of(prior, nodes)
+    like, volume = model.noise.sigma2, guide.volume.coefficients.detach()
+    grids = pose_grids(model, plan, order, seed=seed)
+    summed, given, search = [], [], Exact(plan.mass, coarse_order=plan.coarse_order)
+    with torch.no_grad(), seeded(seed):
+        own = _own_cells(half, stack, index, Level(*grids, model.band.radius))
+        for place, weight in zip(places.to(like), log_weight.to(like.device), strict=True):
+            density = model.volume.density(volume, place)
+            alone = Guide(rotation=search, shift=search, volume=Point(density))
+            one = on_grid(voxel_model(model, density), *grids)
+            summed.append(weight + e_step(one, alone, stack, index).summary.bound[index])
+            given.append(weight + _at_cells(one, density, stack, index, own))
+        pose = torch.stack(summed).logsumexp(0) - torch.stack(given).logsumexp(0)
+        bound, inner = _conformations(half, stack, index, own)
+    return ConformationBudget(index, inner + pose, bound, inner - bound, pose)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """The pose cells of n images: centers [n, 3, 3] and [n, 2], log masses [n] (float64)."""
+
+    rotation: Tensor
+    shift: Tensor
+    log_mass: Tensor
+
+
+def _own_cells(half: Half, stack: ParticleStack, index: Tensor, level: Level) -> _Cells:
+    """The cells in which the guide's Diracs lie."""
+    like, parts = half.model.noise.sigma2, []
+    centers, places = level.rotation.matrices(), level.shift.points()
+    for some in index.split(_BLOCK):
+        half.guide.forget()
+        batch = stack.batch(some, half.model.band, like.dtype, like.device)
+        turns, moves = (part.mode(batch) for part in half.guide.drawn)
+        turn = (turns.flatten(1).to(centers) @ centers.flatten(1).mT).argmax(1)
+        parts.append((turn, torch.cdist(moves.to(places), places).argmin(1)))
+    half.guide.forget()
+    turn, move = (torch.cat(part) for part in zip(*parts, strict=True))
+    mass = level.rotation.log_mass + level.shift.log_mass().double()[move]
+    return _Cells(centers[turn], places[move], mass)
+
+
+def _at_cells(
+    model: ParticleModel, density: Tensor, stack: ParticleStack, index: Tensor, own: _Cells
+) -> Tensor:
+    """Log p(image, cell) at a map, [n]."""
+    found = torch.empty_like(own.log_mass)
+    row = torch.full((len(stack),), -1)
+    row[index] = torch.arange(len(index))
+    for images in chunks(model, stack, index):
+        for part in blocks(len(images), _BLOCK):
+            some = images.take(part)
+            place = row[some.index.cpu()]
+            nothing = own.shift.new_zeros(1, len(place))
+            poses = Poses(own.rotation[place][None], own.shift[place][None], nothing, nothing)
+            found[place] = some.noise_only + score_few(model, density, some, poses)[0]
+    return found + own.log_mass
+
+
+def _conformations(
+    half: Half, stack: ParticleStack, index: Tensor, own: _Cells
+) -> tuple[Tensor, Tensor]:
+    """At the cells: the ELBO of the law of z, and log p with z summed out by draws, [n] each."""
+    like, found = half.model.noise.sigma2, []
+    for rows in torch.arange(len(index)).split(_BLOCK):
+        half.guide.forget()
+        batch = stack.batch(index[rows], full_band(stack.box), like.dtype, like.device)
+        parts = _by_draws(half, batch, own.rotation[rows], own.shift[rows])
+        found.append([part + own.log_mass[rows] for part in parts])
+    half.guide.forget()
+    bound, inner = (torch.cat(one) for one in zip(*found, strict=True))
+    return bound, inner
+
+
+def _by_draws(
+    half: Half, batch: Batch, rotation: Rotations, shift: Shifts
+) -> tuple[Tensor, Tensor]:
+    """ELBO of the law of z, and the evidence, at given poses; [n] each.
+
+    Half of the draws are the prior's, so that what the law misses is seen.
+    """
+    model, part = half.model, half.guide.conformation
+    assert isinstance(part, Lawful) and model.conformation is not None
+    prior, volume = model.conformation.prior(), half.guide.volume.coefficients.detach()
+    wide = prior.sample((_DRAWS, len(rotation)))
+    drawn = part.law.draw(part.numbers_of(batch), _DRAWS).value if part.has_density else wide
+    value = torch.cat([drawn, wide])
+    image = model.likelihood(volume, rotation, shift, batch, value).log_prob(batch.image).double()
+    joint = image + prior.log_prob(value)
+    if not part.has_density:
+        return torch.full_like(joint[0], -torch.inf), image.logsumexp(0) - log(2 * _DRAWS)
+    log_q = part.law(part.numbers_of(batch)).log_prob(value)
+    proposal = torch.logaddexp(log_q, prior.log_prob(value)) - log(2)
+    bound = (joint - log_q)[: len(drawn)].mean(0)
+    return bound, (joint - proposal).logsumexp(0) - log(2 * _DRAWS)

@@ -1,0 +1,53 @@
+"""What a scene's reference map starts: its grey scale, and volumes that are no maps."""
+
+from dataclasses import replace
+
+import torch
+
+from cryoprob.inference.amplitude import match_amplitude, regressed_amplitude
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.half import Half
+from cryoprob.inference.presets.base import Built, Scene
+from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.point import Point
+from cryoprob.inference.warm_start import imitate
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+from cryoprob.types import Maps
+
+__all__ = ["found_factor", "warmed"]
+
+
+def found_factor(scene: Scene, density: Maps) -> float:
+    """By how much a map [D, D, D] is to be multiplied, by evidence on a grid of poses."""
+    search = Exact()
+    guide = Guide(rotation=search, shift=search, volume=Point(density))
+    volume = FourierVoxels(density.shape[-1], **scene.kind)
+    half = Half(scene.model(volume), guide, scene.everything)
+    match_amplitude(half, scene.stack, scene.plan, scene.symmetry)
+    found = guide.volume.coefficients.detach()
+    return float((found * density).sum() / density.square().sum())
+
+
+def warmed(scene: Scene, built: Built, *, known: bool = False) -> Built:
+    """The system with a warm start from the scene's reference, where there is one.
+
+    Its grey scale is regressed at the ``known`` poses of the file, or found by evidence on a grid.
+    """
+    density, model = scene.start, built.half.model
+    if density is None:
+        return built
+    given, place = density, built.half.guide.volume.coefficients
+
+    def begin() -> None:
+        """Volumes that are maps take it; others learn to give its slices for every z."""
+        alone = scene.model(FourierVoxels(len(given), **scene.kind))
+        if known:
+            wanted = regressed_amplitude(alone, given, scene.stack) * given
+        else:
+            wanted = found_factor(scene, given) * given
+        generator = torch.Generator().manual_seed(scene.seed + 1)
+        if not model.volume.is_map:
+            wanted = imitate(model.volume, place, wanted, model.conformation, generator=generator)
+        place.data.copy_(wanted)
+
+    return replace(built, begin=begin)

@@ -1,0 +1,124 @@
+"""The price of one pose and of a law of z, against sums by brute force."""
+
+import pytest
+import torch
+from moving import moving
+
+from cryoprob.checks import InputError
+from cryoprob.fourier.bands import full_band
+from cryoprob.inference.conformation_budget import conformation_budget, nodes_of
+from cryoprob.inference.grids import pose_grids
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.half import Half
+from cryoprob.inference.laws.rotations import DiracRotation
+from cryoprob.inference.laws.shifts import DiracShift
+from cryoprob.inference.laws.vectors import DiracVector, NormalVector
+from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.treatments.per_image import PerImage
+from cryoprob.inference.treatments.point import Point
+from cryoprob.models.conformations.gaussian import GaussianConformation
+
+N, SEED = 5, 3
+PLAN = Schedule(coarse_order=0, max_order=0, shift_extent=1.0, shift_step=1.0, mass=1.0)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Images of a molecule that moves along one mode, poses in the file."""
+    return moving(n=N, values=(6.0,))
+
+
+def half_of(problem, law, start):
+    stack = problem.stack
+    turns = PerImage(DiracRotation(), stack.rotation)
+    moves = PerImage(DiracShift(10.0), stack.shift)
+    point = Point(problem.truth)
+    guide = Guide(rotation=turns, shift=moves, conformation=PerImage(law, start), volume=point)
+    return Half(problem.model, guide, torch.arange(N))
+
+
+def budget_of(problem, half, nodes=60):
+    given = {"order": 0, "nodes": nodes, "seed": SEED}
+    return conformation_budget(half, problem.stack, half.index, PLAN, **given)
+
+
+@pytest.fixture(scope="module")
+def table(problem):
+    """Log p(image, cell, node) of a rule of 60 nodes, [N, Q, T, 60]; and the cells."""
+    model, stack = problem.model, problem.stack
+    rotation, shift = pose_grids(model, PLAN, 0, seed=SEED)
+    batch = stack.batch(torch.arange(N), full_band(stack.box), torch.float64)
+    z, weight = nodes_of(model.conformation, 60)
+    found = []
+    for turn in rotation.matrices():
+        for move, mass in zip(shift.points(), shift.log_mass(), strict=True):
+            at = turn.expand(N, 3, 3), move.expand(N, 2), batch, z[:, None].expand(60, N, 1)
+            score = model.likelihood(problem.truth, *at).log_prob(batch.image)
+            found.append((score + weight[:, None] + mass + rotation.log_mass).mT)
+    cells = torch.stack(found, 1).reshape(N, len(rotation.matrices()), -1, 60)
+    return cells, rotation.matrices(), shift.points()
+
+
+def own(problem, table):
+    """Log p(image, own cell, node), [N, 60]."""
+    cells, turns, moves = table
+    stack = problem.stack
+    turn = torch.cdist(stack.rotation.flatten(1), turns.flatten(1)).argmin(1)
+    move = torch.cdist(stack.shift, moves).argmin(1)
+    return cells[torch.arange(N), turn, move]
+
+
+def test_against_sums_over_all_cells_and_nodes(problem, table):
+    half = half_of(problem, NormalVector(1, width=0.5), problem.z)
+    found = budget_of(problem, half)
+    mine = own(problem, table)
+    pose = table[0].flatten(1).logsumexp(1) - mine.logsumexp(1)
+    # the same nodes; linear modes are maps of the same voxels
+    torch.testing.assert_close(found.pose, pose, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.evidence, found.bound + found.conformation + found.pose)
+    assert (found.pose > 0).all() and (found.conformation > -1e-9).all()
+
+
+def test_the_posterior_itself_costs_nothing_and_a_shifted_one_its_divergence(problem, table):
+    mine, (z, _) = own(problem, table), nodes_of(problem.model.conformation, 60)
+    weight = torch.softmax(mine, 1)
+    mean = weight @ z
+    width = (weight @ z.square() - mean.square()).sqrt()
+    law = NormalVector(1)
+
+    def priced(at):
+        half = half_of(problem, law, at)
+        half.guide.conformation.numbers.data = law.around(at, width[..., None].square())
+        return budget_of(problem, half)
+
+    exact, moved = priced(mean), priced(mean + 2 * width)
+    # z's posterior is normal here; 256 ratios of standard deviation 1 at most, 5 deviations
+    assert exact.conformation.abs().max() < 5 / 256**0.5
+    # KL of normals two widths apart is 2; the ELBO is of 128 draws of a number of deviation 2
+    assert (moved.conformation - 2).abs().max() < 5 * (4 / 128 + 1 / 256) ** 0.5
+    torch.testing.assert_close(moved.pose, exact.pose)
+
+
+def test_a_dirac_of_z_has_no_finite_price(problem):
+    found = budget_of(problem, half_of(problem, DiracVector(1), problem.z))
+    assert found.bound.isneginf().all() and found.conformation.isposinf().all()
+    assert torch.isfinite(found.pose).all() and torch.isfinite(found.evidence).all()
+
+
+def test_nodes_are_those_of_the_prior():
+    prior = GaussianConformation(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    z, weight = nodes_of(prior, 4)
+    assert z.shape == (16, 2) and float(weight.logsumexp(0)) == pytest.approx(0)
+    # polynomials up to degree 7 are exact
+    second, fourth = (weight.exp() @ z**k for k in (2, 4))
+    torch.testing.assert_close(second, prior.scale**2)
+    torch.testing.assert_close(fourth, 3 * prior.scale**4)
+    with pytest.raises(InputError, match="at most 200 nodes"):
+        nodes_of(prior, 15)
+
+
+def test_poses_with_densities_are_refused(problem):
+    half = half_of(problem, NormalVector(1), problem.z)
+    half.guide.rotation.has_density = True
+    with pytest.raises(InputError, match="Dirac poses"):
+        budget_of(problem, half)
