@@ -27,12 +27,15 @@ from cryoprob.inference.half import Half
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.levels import Level
 from cryoprob.inference.schedule import Schedule
-from cryoprob.inference.treatments.base import Lawful
+from cryoprob.inference.treatments.base import Drawn, Lawful
 from cryoprob.inference.treatments.exact import Exact
+from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.point import Point
 from cryoprob.inference.voxel_model import voxel_model
 from cryoprob.models.conformations.gaussian import GaussianConformation
 from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
+from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 from cryoprob.particles import Batch, ParticleStack
 from cryoprob.types import Rotations, Shifts
 
@@ -95,7 +98,7 @@ def conformation_budget(
     nodes: int,
     seed: int,
 ) -> ConformationBudget:
-    """The budget of a guide whose poses are Diracs and whose conformation is drawn.
+    """The budget of a guide whose poses are known or Diracs, and whose conformation has a law.
 
     Parameters
     ----------
@@ -108,38 +111,54 @@ def conformation_budget(
     order
         Of the rotation grid, whose cells the poses are counted in.
     nodes
-        Of z, along each axis; what more of them change is the rule's own error.
+        Of z, along each axis; what more of them change is the rule's own error. (Known poses need
+        neither grid nor nodes: they cost nothing.)
     seed
         Of the grid's turn and of draws of z.
 
     Raises
     ------
     InputError
-        If poses have densities, or the conformation is not normal.
+        If poses have densities, or the conformation no law or another prior than a normal one.
     """
-    model, guide = half.model, half.guide
-    prior = model.conformation
-    if any(part.has_density for part in guide.drawn) or not isinstance(
-        prior, GaussianConformation
-    ):
+    guide = half.guide
+    dirac = all(isinstance(p, Drawn) and not p.has_density for p in (guide.rotation, guide.shift))
+    normal = isinstance(half.model.conformation, GaussianConformation)
+    if not dirac or not normal or not isinstance(guide.conformation, Lawful):
         got = ", ".join(type(part).__name__ for part in guide.sites.values())
-        wanted = "Dirac poses, and a conformation with a normal prior"
+        wanted = "poses known or Diracs, and a law of z (PerImage, Amortized) with a normal prior"
         raise InputError("guide", expected=wanted, got=got)
-    places, log_weight = nodes_of(prior, nodes)
-    like, volume = model.noise.sigma2, guide.volume.coefficients.detach()
-    grids = pose_grids(model, plan, order, seed=seed)
-    summed, given, search = [], [], Exact(plan.mass, coarse_order=plan.coarse_order)
     with torch.no_grad(), seeded(seed):
-        own = _own_cells(half, stack, index, Level(*grids, model.band.radius))
-        for place, weight in zip(places.to(like), log_weight.to(like.device), strict=True):
-            density = model.volume.density(volume, place)
-            alone = Guide(rotation=search, shift=search, volume=Point(density))
-            one = on_grid(voxel_model(model, density), *grids)
-            summed.append(weight + e_step(one, alone, stack, index).summary.bound[index])
-            given.append(weight + _at_cells(one, density, stack, index, own))
-        pose = torch.stack(summed).logsumexp(0) - torch.stack(given).logsumexp(0)
+        if isinstance(guide.rotation, Known):
+            own, pose = _given(half, stack, index), torch.zeros(len(index), dtype=torch.float64)
+        else:
+            grids = pose_grids(half.model, plan, order, seed=seed)
+            own = _own_cells(half, stack, index, Level(*grids, half.model.band.radius))
+            pose = _pose_prices(half, stack, index, own, (plan, grids, nodes))
         bound, inner = _conformations(half, stack, index, own)
     return ConformationBudget(index, inner + pose, bound, inner - bound, pose)
+
+
+def _pose_prices(
+    half: Half, stack: ParticleStack, index: Tensor, own: "_Cells", on: "_Grid"
+) -> Tensor:
+    """Log p(image) less log p(image, own cell), z summed over nodes in both, [n]."""
+    model, (plan, grids, nodes) = half.model, on
+    assert isinstance(model.conformation, GaussianConformation)
+    places, log_weight = nodes_of(model.conformation, nodes)
+    like, volume = model.noise.sigma2, half.guide.volume.coefficients.detach()
+    summed, given, search = [], [], Exact(plan.mass, coarse_order=plan.coarse_order)
+    for place, weight in zip(places.to(like), log_weight.to(like.device), strict=True):
+        density = model.volume.density(volume, place)
+        alone = Guide(rotation=search, shift=search, volume=Point(density))
+        one = on_grid(voxel_model(model, density), *grids)
+        summed.append(weight + e_step(one, alone, stack, index).summary.bound[index])
+        given.append(weight + _at_cells(one, density, stack, index, own))
+    return torch.stack(summed).logsumexp(0) - torch.stack(given).logsumexp(0)
+
+
+_Grid = tuple[Schedule, tuple[RotationGridPrior, ShiftGridPrior], int]
+"""Settings, pose grids, and nodes of z along each axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +168,14 @@ class _Cells:
     rotation: Tensor
     shift: Tensor
     log_mass: Tensor
+
+
+def _given(half: Half, stack: ParticleStack, index: Tensor) -> _Cells:
+    """Known poses, which have all the mass."""
+    like = half.model.noise.sigma2
+    batch = stack.batch(index, half.model.band.prefix(1), like.dtype, like.device)
+    turns, moves = (part.mode(batch) for part in half.guide.drawn)
+    return _Cells(turns, moves, torch.zeros_like(moves[:, 0], dtype=torch.float64))
 
 
 def _own_cells(half: Half, stack: ParticleStack, index: Tensor, level: Level) -> _Cells:

@@ -1,6 +1,7 @@
 """The end of a fit of linear modes: principal axes, every image's coordinates, maps along them."""
 
 import torch
+from torch import Tensor
 
 from cryoprob.inference.build import noise_log_density
 from cryoprob.inference.finish import verdict
@@ -13,11 +14,24 @@ from cryoprob.particles import ParticleStack
 
 __all__ = ["finish_modes", "turn_to_axes"]
 
+_NOTHING = 1e-6
+"""Standard deviation of a mode that has vanished, in units of the first one's."""
 
-def turn_to_axes(half: Half) -> None:
-    """Turn a half's modes to their principal axes, most variance first, in place."""
-    point = half.guide.volume.coefficients
-    point.data = principal(point.data, prior_scale(half.model)).coefficients
+
+def turn_to_axes(half: Half) -> Tensor:
+    """Turn a half's modes to their principal axes, most variance first, in place.
+
+    All modes get the norm of the first, so that coordinates differ as much as their maps do; the
+    prior has the standard deviations that they then have, [K], which are returned.
+    """
+    point, prior = half.guide.volume.coefficients, prior_scale(half.model)
+    axes = principal(point.data, prior)
+    ratio = axes.singular_values / axes.singular_values[0].clamp(min=_NOTHING)
+    ratio = ratio.clamp(min=_NOTHING).to(prior)
+    point.data = axes.coefficients
+    point.data[1:] /= ratio[:, None, None, None]
+    prior.copy_(ratio)
+    return ratio
 
 
 def finish_modes(state: ModesState, stack: ParticleStack) -> FitResult:
@@ -29,14 +43,15 @@ def finish_modes(state: ModesState, stack: ParticleStack) -> FitResult:
     model, point = half.model, half.guide.volume.coefficients
     found = latents(model, half.guide, stack, covariance=state.covariance)
     axes = principal(point.data, prior_scale(model))
-    mean = axes.latent(found.mean)
+    unit = turn_to_axes(half)
+    mean = axes.latent(found.mean) * unit.to(found.mean)
     spread = axes.covariance(found.covariance).diagonal(dim1=1, dim2=2).sqrt()
-    turn_to_axes(half)
+    spread = spread * unit.to(spread)
     with torch.no_grad():
         states = states_of(half, mean, spread)
         volume = model.volume.density(point.data, mean.mean(0).to(point))
     for k, mode in enumerate(point.data[1:], 1):
-        states.maps[f"mode_{k}"] = mode.cpu()
+        states.maps[f"mode_{k}"] = (unit[k - 1] * mode).cpu()
     rotation, shift = known_poses(half.guide)
     posterior = summary_at(found.log_evidence, rotation, shift)
     return FitResult(

@@ -261,6 +261,7 @@ def latent(
     at: o.At = None,
     umap: o.Umap = False,
     seed: o.LatentSeed = 0,
+    price: o.Price = 0,
 ) -> None:
     """Conformations of a fit: principal axes, clusters, a path of maps, particles of each region.
 
@@ -268,4 +269,4 @@ def latent(
     """
     from cryoprob.app.latent import show_latent
 
-    show_latent(run, centers, steps, axis, at or [], umap, seed)
+    show_latent(run, centers, steps, axis, at or [], umap, seed, price)

@@ -11,15 +11,23 @@ from torch import Tensor
 from cryoprob.app.latent_plot import plot_latent
 from cryoprob.app.words import facts, say, table
 from cryoprob.checks import InputError, require
+from cryoprob.inference.config import FitConfig
+from cryoprob.inference.conformation_budget import conformation_budget
+from cryoprob.inference.half import Half
 from cryoprob.inference.latent import centers, line, nearest, principal_axes, region_shares
 from cryoprob.inference.reload import reload
+from cryoprob.inference.treatments.known import Known
 from cryoprob.io.export import write_particles
 from cryoprob.io.files import replacing
 from cryoprob.io.mrc_writer import write_map
 from cryoprob.metrics.principal_curve import principal_curve
+from cryoprob.models.conformations.gaussian import GaussianConformation
+from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
 
 __all__ = ["Latent", "show_latent"]
+
+_NODES = 5
 
 _LEAST = 0.01
 """Posterior weight below which a particle is left out of a region's table."""
@@ -60,9 +68,16 @@ class Latent:
 
 
 def show_latent(
-    out: Path, count: int, steps: int, axis: int, at: list[str], umap: bool, seed: int
+    out: Path,
+    count: int,
+    steps: int,
+    axis: int,
+    at: list[str],
+    umap: bool,
+    seed: int,
+    price: int = 0,
 ) -> None:
-    """Principal axes, centers of clusters, a path, chosen points; who lies where.
+    """Principal axes, centers of clusters, a path, chosen points; who lies where; what it costs.
 
     Raises
     ------
@@ -97,7 +112,9 @@ def show_latent(
     near = nearest(found.mean, points), nearest(found.mean, path)
     names = ("UMAP 1", "UMAP 2") if umap else ("principal axis 1", "principal axis 2")
     plot_latent(folder / "latent.png", pictured, pictured[near[0]], pictured[near[1]], names)
-    _tell(found, axes.variance, shares.mean(0), folder)
+    _tell(found, axes.variance, _prior_width(half), shares.mean(0), folder)
+    if price:
+        _tell_price(out, half, stack, price, seed)
 
 
 def _point(text: str, size: int) -> Tensor:
@@ -136,9 +153,16 @@ def _write(path: Path, found: Latent, along: Tensor, picture: Tensor | None) -> 
         temporary.write_text("\n".join(lines) + "\n")
 
 
-def _tell(found: Latent, variance: Tensor, occupancy: Tensor, folder: Path) -> None:
+def _prior_width(half: Half) -> Tensor:
+    """Standard deviations of the coordinates' prior, [size]."""
+    prior = half.model.conformation
+    assert isinstance(prior, GaussianConformation)
+    return prior.scale.double().cpu()
+
+
+def _tell(found: Latent, variance: Tensor, width: Tensor, occupancy: Tensor, folder: Path) -> None:
     share = variance / variance.sum()
-    informed = 1 - (found.std.square().mean(0)).clamp(max=1)
+    informed = 1 - (found.std / width).square().mean(0).clamp(max=1)
     facts(
         [
             ("Particles", str(len(found.mean))),
@@ -150,3 +174,18 @@ def _tell(found: Latent, variance: Tensor, occupancy: Tensor, folder: Path) -> N
     rows = [[f"center_{k:02d}", f"{v:.1%}"] for k, v in enumerate(occupancy.tolist(), 1)]
     table(["region", "occupancy"], rows, "Posterior mass of the regions")
     say(f"\nMaps, particles of each region, latent.csv and latent.png are in {folder}.")
+
+
+def _tell_price(out: Path, half: Half, stack: ParticleStack, count: int, seed: int) -> None:
+    """Nats per image that one pose costs, and the law of z, for some images spread over all."""
+    plan = FitConfig.from_toml(out / "config.toml").schedule
+    order = plan.order(half.model.band.radius)
+    index = torch.linspace(0, len(stack) - 1, min(count, len(stack))).long()
+    options = {"order": order, "nodes": _NODES, "seed": seed}
+    found = conformation_budget(half, stack, index, plan, **options)
+    names = ("Log evidence", "What is reached", "Price of one pose", "Price of q of z")
+    parts = (found.evidence, found.bound, found.pose, found.conformation)
+    known = isinstance(half.guide.rotation, Known)
+    how = "poses known" if known else f"rotations of order {order}, {_NODES} nodes of z an axis"
+    rows = [(name, f"{float(part.mean()):.2f}") for name, part in zip(names, parts, strict=True)]
+    facts(rows, f"Nats per image ({len(index)} images, {how})")

@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 __all__ = [
     "LatentSeed",
+    "Price",
     "Umap",
     "At",
     "Axis",
@@ -153,6 +154,15 @@ Umap = Annotated[
     bool, Option("--umap", help="Lay out the particles by UMAP (pip install umap-learn).")
 ]
 LatentSeed = Annotated[int, Option("--seed", metavar="N", help="Of k-means and UMAP.")]
+Price = Annotated[
+    int,
+    Option(
+        "--price",
+        metavar="N",
+        min=0,
+        help="Also what one pose an image and its law of z cost, in nats, for N images.",
+    ),
+]
 
 # presets
 

@@ -206,7 +206,7 @@ class Built:
     state: State
     steps: int
     finish: Callable[[], FitResult]
-    settle: Callable[[], None] = lambda: None
+    settle: Callable[[], object] = lambda: None
     begin: Callable[[], None] = lambda: None
 
 

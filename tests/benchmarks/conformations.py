@@ -5,29 +5,34 @@
                                              [--out DIR]
 
 2000 images between closed and open (SNR 0.1). Prints a row per preset: minutes, nats per image,
-Spearman correlation of the leading principal coordinate with the true progress, and the FSC with
-each image's own true frame, averaged over the shells to half of Nyquist and over 100 images: of
-the map at the image's coordinates, and of the map of the mean coordinates. Then the same of one
-map for all images (exact EM at known poses).
+Spearman correlation with the true progress of the leading principal coordinate, and of the place
+along a principal curve (which sees the coordinates alone), and the FSC with each image's own true
+frame, averaged over the shells to half of Nyquist and over 100 images: of the map at the image's
+coordinates, and of the map of the mean coordinates. ``one map`` is exact EM at known poses.
+``cryofold`` and ``e2gmm:structure`` start from the atoms of frame 0.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from chains import write_frame
 
 from cryoprob.app.fit import configure
 from cryoprob.fourier.transforms import crop_map
 from cryoprob.gaussians import gaussian_density
-from cryoprob.inference.latent import principal_axes
 from cryoprob.inference.loop import Quiet
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.run import run_fit
+from cryoprob.metrics.conformation_error import path_error
 from cryoprob.metrics.fsc import fsc
 from cryoprob.particles import ParticleStack
 
@@ -72,26 +77,37 @@ def row(
     """One preset, fitted and judged."""
     star = given.data / "truth.star"
     options = {"particles": star, "box": given.box, "seed": given.seed, "threads": given.threads}
-    options |= {"preset": name} if name != "one map" else {"poses": "known"}
+    preset, _, start = name.partition(":")
+    options |= {"preset": preset} if name != "one map" else {"poses": "known"}
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "fit" if given.out is None else given.out / name.replace(" ", "-")
+        if start or preset == "cryofold":
+            write_frame(Path(folder) / "frame_0.pdb", given.data)
+            options["reference"] = str(Path(folder) / "frame_0.pdb")
+        out = (
+            Path(folder) / "fit"
+            if given.out is None
+            else given.out / name.replace(" ", "-").replace(":", "-")
+        )
         config = configure(options, given.set if name != "one map" else [], None, out, False)
         result = run_fit(config, out, observer=Quiet())
-    rank = float("nan")
+    ranks = float("nan"), float("nan")
     if result.states is not None:
-        leading = principal_axes(result.states.mean).project(result.states.mean)[:, 0]
-        rank = abs(float(spearmanr(leading.numpy(), progress.numpy()).statistic))
+        found = path_error(result.states.mean, progress)
+        ranks = found.leading, found.curve
     own, mean = judged(result, maps, frame)
-    nats = float(result.posterior.bound.mean())
-    return f"{name:14} {(time.time() - began) / 60:7.1f} {nats:10.2f} {rank:9.3f} {own:7.3f} {mean:7.3f}"
+    nats, minutes = float(result.posterior.bound.mean()), (time.time() - began) / 60
+    rank, curve = ranks
+    return f"{name:16} {minutes:7.1f} {nats:10.2f} {rank:9.3f} {curve:7.3f} {own:7.3f} {mean:7.3f}"
 
 
 def main() -> None:
     """Run the table."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", default="one map,ppca,cryodrgn,e2gmm")
+    parser.add_argument(
+        "--presets", default="one map,ppca,cryodrgn,cryofold,e2gmm,e2gmm:structure"
+    )
     parser.add_argument("--data", type=Path, default=beside / "adk-path")
     parser.add_argument("--box", type=int, default=32)
     parser.add_argument("--set", action="append", default=[])
@@ -105,7 +121,7 @@ def main() -> None:
     frame = torch.from_numpy(columns.numbers("frameIndex")).long()
     progress = torch.from_numpy(columns.numbers("frameProgress"))
     maps = frame_maps(given.data, given.box)
-    print("preset         minutes       nats  Spearman    at z    mean")
+    print("preset           minutes       nats  Spearman   curve    at z    mean")
     for name in given.presets.split(","):
         print(row(name, given, maps, frame, progress), flush=True)
 

@@ -13,6 +13,9 @@ from cryoprob.inference.half import Half
 from cryoprob.inference.laws.rotations import DiracRotation
 from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.laws.vectors import DiracVector, NormalVector
+from cryoprob.inference.learn import seeded
+from cryoprob.inference.linear_posterior import latents
+from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
@@ -117,8 +120,27 @@ def test_nodes_are_those_of_the_prior():
         nodes_of(prior, 15)
 
 
+def test_known_poses_cost_nothing(problem):
+    """What z's law costs there is what it costs at the cell of a Dirac, were that the pose."""
+    half = half_of(problem, NormalVector(1, width=0.5), problem.z)
+    known = problem.guide(problem.truth)
+    given = {"rotation": known.rotation, "shift": known.shift, "volume": Point(problem.truth)}
+    half.guide = Guide(conformation=half.guide.conformation, **given)
+    found = budget_of(problem, half)
+    assert not found.pose.any()
+    law = Elbo(400)
+    batch = problem.stack.batch(torch.arange(N), full_band(problem.stack.box), torch.float64)
+    with seeded(1), torch.no_grad():
+        bound = law(problem.model, half.guide, problem.truth, batch)
+    # closed form: the exact posterior's evidence
+    exact = latents(problem.model, known, problem.stack).log_evidence
+    # 128 and 400 draws of an ELBO whose terms differ by some nats; 256 of the evidence
+    torch.testing.assert_close(found.bound, bound, rtol=0, atol=4.0)
+    torch.testing.assert_close(found.evidence, exact, rtol=0, atol=0.5)
+
+
 def test_poses_with_densities_are_refused(problem):
     half = half_of(problem, NormalVector(1), problem.z)
     half.guide.rotation.has_density = True
-    with pytest.raises(InputError, match="Dirac poses"):
+    with pytest.raises(InputError, match="known or Diracs"):
         budget_of(problem, half)

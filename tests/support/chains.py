@@ -1,6 +1,7 @@
 """Small chains of C-alpha atoms, and files of them."""
 
 import gemmi
+import numpy as np
 import torch
 
 
@@ -25,6 +26,28 @@ def write_chain(path, positions):
         atom.occ, atom.b_iso = 1.0, 20.0
         residue.add_atom(atom)
         chain.add_residue(residue)
+    model, structure = gemmi.Model(1), gemmi.Structure()
+    model.add_chain(chain)
+    structure.add_model(model)
+    structure.write_pdb(str(path))
+
+
+def write_frame(path, data, frame=0):
+    """A PDB file of a frame of the adk-path set, heavy atoms where its maps have them."""
+    with np.load(data / "atoms.npz") as atoms:
+        names = ("residue", "residue_name", "name", "element")
+        columns = [atoms[name].tolist() for name in names]
+        places = atoms["xyz"][frame].tolist()
+    chain = gemmi.Chain("A")
+    for number, kind, name, element, place in zip(*columns, places, strict=True):
+        if not len(chain) or chain[-1].seqid.num != number:
+            residue = gemmi.Residue()
+            residue.name, residue.seqid = kind, gemmi.SeqId(str(number))
+            chain.add_residue(residue)
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos = name, gemmi.Element(element), gemmi.Position(*place)
+        atom.occ, atom.b_iso = 1.0, 20.0
+        chain[-1].add_atom(atom)
     model, structure = gemmi.Model(1), gemmi.Structure()
     model.add_chain(chain)
     structure.add_model(model)

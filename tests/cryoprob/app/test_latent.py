@@ -94,3 +94,16 @@ def test_impossible_places(fitted, words, told):
 def test_a_folder_without_coordinates(tmp_path):
     result = run(tmp_path)
     assert result.exit_code == 2 and "no posterior.nc" in result.stderr
+
+
+def test_what_the_law_of_z_costs(fitted):
+    out, _ = fitted
+    told = run(out, "--centers", 2, "--steps", 2, "--price", 9)
+    assert told.exit_code == 0 and "9 images, poses known" in told.stdout
+    values = {}
+    for name in ("Log evidence", "What is reached", "Price of one pose", "Price of q of z"):
+        row = next(line for line in told.stdout.splitlines() if name in line)
+        values[name] = float(row.replace("│", " ").split()[-1])
+    assert values["Price of one pose"] == 0
+    rest = values["What is reached"] + values["Price of q of z"]
+    assert values["Log evidence"] == pytest.approx(rest, abs=0.02)  # two decimals each

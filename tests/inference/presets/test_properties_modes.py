@@ -1,0 +1,174 @@
+"""Checkable properties of presets of linear modes, and of cryodrgn with linear modes for network."""
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import torch
+from moving import moving, principal_angles
+from scenes import assembled, everything
+from torch.distributions import Normal, kl_divergence
+
+from cryoprob.inference.guide import Guide
+from cryoprob.inference.laws.vectors import NormalVector
+from cryoprob.inference.learn import seeded
+from cryoprob.inference.linear_modes_em import principal
+from cryoprob.inference.linear_posterior import latents
+from cryoprob.inference.objectives.elbo import Elbo
+from cryoprob.inference.presets import cryodrgn
+from cryoprob.inference.treatments.per_image import PerImage
+from cryoprob.models.volumes.linear_modes import LinearModes
+
+F64 = torch.float64
+
+
+@cache
+def seen():
+    """500 images of two modes, smooth enough for two shells."""
+    smooth = {"snr": 2.0, "values": (8.0, 5.0), "mean": 8.0, "blur": 3.0, "resolution": 6.0}
+    return moving(n=500, dtype=torch.float32, **smooth)
+
+
+@cache
+def fitted(name):
+    """Components of a preset's fit, and its records."""
+    options = {"zdim": 2, "max_radius": 2, "max_iterations": 9, "dtype": torch.float32}
+    built = assembled(seen().stack, name, **options)
+    while not built.state.done:
+        built.algorithm.step(built.state, seen().stack)
+    return built.half.guide.volume.coefficients.detach(), built.state.history
+
+
+def test_ppca_recovers_modes_and_their_values():
+    found, _ = fitted("ppca")
+    true = seen().truth[1:].flatten(1).norm(dim=1)
+    # measured: 7 and 13 degrees of 500 images; spans at random are more than 60 apart
+    assert float(principal_angles(found[1:], seen().truth[1:]).max()) < 20
+    values = principal(found).singular_values
+    # a standard deviation of 500 numbers is known to 3 %; the true modes reach beyond two shells
+    torch.testing.assert_close(values, true, rtol=0.1, atol=0)
+
+
+def test_ppca_never_lowers_the_log_posterior():
+    problem = moving(n=40, values=(20.0, 10.0), mean=20.0)
+    still = {"noise": False, "tau2": False, "max_iterations": 10}
+    built = assembled(problem.stack, "ppca", **still)
+    # the expansion moves the scale of z, which the modes' prior has no part in
+    algorithm = replace(built.algorithm, expand=False, gain=-math.inf)
+    while not built.state.done:
+        algorithm.step(built.state, problem.stack)
+    course = torch.tensor([r["log_posterior"] for r in built.state.history], dtype=F64)
+    assert float(course.diff().min()) > -1e-9  # rounding: 1e-13 of some 1e4 nats
+    assert len(course) == 10 and float(course[-1] - course[0]) > 10
+
+
+def test_3dva_finds_the_span_and_holds_the_scale():
+    found, history = fitted("3dva")
+    # measured: 9 and 11 degrees
+    assert float(principal_angles(found[1:], seen().truth[1:]).max()) < 20
+    assert float(principal_angles(found[1:], fitted("ppca")[0][1:]).max()) < 10
+    gram = found[1:].flatten(1) @ found[1:].flatten(1).T
+    torch.testing.assert_close(gram, torch.eye(2), atol=1e-5, rtol=0)  # float32
+    assert all(record["kind"].startswith("profile") for record in history)
+
+
+def test_covariance_has_the_span_and_the_values_of_ppca():
+    found, history = fitted("covariance")
+    exact = fitted("ppca")[0]
+    # an unweighted fit of squares; measured: 10 and 20 degrees
+    assert float(principal_angles(found[1:], exact[1:]).max()) < 30
+    assert float(principal_angles(found[1:], seen().truth[1:]).max()) < 30
+    pair = (principal(one).singular_values for one in (found, exact))
+    torch.testing.assert_close(*pair, rtol=0.15, atol=0)  # shrunk by the ridge of 0.03
+    assert len(history) == 1
+
+
+@cache
+def few():
+    """A few images of one mode."""
+    return moving(box=6, n=16, values=(12.0,), mean=20.0, with_ctf=False)
+
+
+HELD = {"zdim": 1, "beta": 0.2}
+"""Noise at a tenth of the images' power, in both."""
+
+
+@cache
+def best():
+    """The end of exact EM: model and guide."""
+    built = assembled(few().stack, "ppca", noise=False, tau2=False, max_iterations=25, **HELD)
+    algorithm = replace(built.algorithm, expand=False, gain=-math.inf, tolerance=1e-6)
+    while not built.state.done:
+        algorithm.step(built.state, few().stack)
+    return built.half
+
+
+def log_posterior(half, coefficients=None):
+    """Of ppca's model and poses at components: its own, or others."""
+    point = half.guide.volume.coefficients
+    values = point.detach() if coefficients is None else coefficients
+    guide = best().guide
+    old, guide.volume.coefficients.data = guide.volume.coefficients.data, values
+    found = latents(best().model, guide, few().stack)
+    guide.volume.coefficients.data = old
+    return float(found.log_evidence.sum() + half.model.log_prior_volume(values))
+
+
+def trained(monkeypatch):
+    """cryodrgn with linear modes in its network's place, trained."""
+
+    def modes(scene, size, generator):
+        signal = scene.sigma2.mean(0) / scene.stack.box  # as of linear.py
+        return LinearModes(scene.stack.box, size, signal, 0.1 * signal, **scene.kind)
+
+    monkeypatch.setattr(cryodrgn, "network", modes)
+    small = {"width": 32, "layers": 1, "batch": 16, "epochs": 700.0, "learn_rate": 1e-2}
+    built = assembled(few().stack, "cryodrgn", **small, **HELD)
+    algorithm = replace(built.algorithm, volume_rate=0.05)
+    while not built.state.done:
+        algorithm.step(built.state, few().stack)
+    return built.half
+
+
+def test_cryodrgn_of_linear_modes_ends_at_ppca(monkeypatch):
+    half, top = trained(monkeypatch), log_posterior(best())
+    torch.testing.assert_close(half.model.noise.sigma2, best().model.noise.sigma2)
+    found = half.guide.volume.coefficients.detach()
+    with seeded(1), torch.no_grad():
+        bound = Elbo(400)(half.model, half.guide, found, everything(few().stack))
+    elbo = float(bound.sum() + half.model.log_prior_volume(found))
+    # gradient steps on draws, of 350 nats between EM's first step and its last one
+    assert top - 2.0 < elbo < top + 0.2  # 16 images' means of 400 draws: 0.05 nats
+    assert elbo < log_posterior(half, found) + 0.2 < top + 0.3
+    wanted = best().guide.volume.coefficients.detach()
+    assert float(principal_angles(found[1:], wanted[1:])[0]) < 3  # degrees
+    torch.testing.assert_close(found[1:].norm(), wanted[1:].norm(), rtol=0.03, atol=0)
+    poses = half.guide.draw(everything(few().stack), 4000)
+    law, numbers = half.guide.conformation.law, half.guide.conformation.numbers_of
+    mean = numbers(everything(few().stack)).detach()
+    q = Normal(law.mode(mean)[:, 0], law.widths(mean)[:, 0])
+    closed = kl_divergence(q, Normal(torch.zeros((), dtype=F64), 1.0))
+    drawn = (poses.log_q - half.guide.log_prior(half.model, poses)).detach()
+    error = drawn.std(0) / 4000**0.5
+    assert float(((drawn.mean(0) - closed) / error).abs().max()) < 4.5  # of 16, at 1e-4
+    assert float(closed.min()) > 20 * float(error.max())  # or the sign would not show
+
+
+def test_the_elbo_touches_the_evidence_at_ppcas_posteriors():
+    """With q(z) the exact normal posterior each single draw gives the log evidence."""
+    half, stack = best(), few().stack
+    law = NormalVector(1)
+    exact = latents(half.model, half.guide, stack)
+    state = PerImage(law, exact.mean)
+    state.numbers.data = law.around(exact.mean, exact.covariance)
+    known = {"rotation": half.guide.rotation, "shift": half.guide.shift}
+    guide = Guide(**known, conformation=state, volume=half.guide.volume)
+    point = half.guide.volume.coefficients.detach()
+    with seeded(2), torch.no_grad():
+        bound = Elbo(1)(half.model, guide, point, everything(stack))
+    torch.testing.assert_close(bound, exact.log_evidence, rtol=1e-9, atol=1e-9)
+    state.numbers.data[:, 0] += 0.5
+    with seeded(2), torch.no_grad():
+        assert float(Elbo(200)(half.model, guide, point, everything(stack)).sum()) < float(
+            exact.log_evidence.sum() - 1
+        )

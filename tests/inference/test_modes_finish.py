@@ -1,0 +1,48 @@
+"""The end of a fit of linear modes: axes whose coordinates differ as much as their maps do."""
+
+import torch
+from moving import moving, smooth_maps
+
+from cryoprob.inference.linear_posterior import latents, prior_scale
+from cryoprob.inference.modes_finish import finish_modes, turn_to_axes
+
+F64 = torch.float64
+
+
+def test_modes_of_one_norm_and_every_images_map_as_it_was():
+    problem = moving(n=12, values=(6.0, 3.0))
+    start = 5 * smooth_maps(3, 8, torch.Generator().manual_seed(1))
+    state = problem.state(start)
+    half, stack = state.half, problem.stack
+    before = latents(half.model, half.guide, stack)
+    told = before.mean @ start[1:].flatten(1)
+    spread = start[1:].flatten(1).T @ before.covariance @ start[1:].flatten(1)
+    result = finish_modes(state, stack)
+    after, prior = half.guide.volume.coefficients.detach(), prior_scale(half.model)
+    modes = after[1:].flatten(1)
+    norms = modes.norm(dim=1)
+    torch.testing.assert_close(norms, norms[:1].expand(2))
+    assert abs(float(modes[0] @ modes[1])) < 1e-9 * float(norms[0]) ** 2
+    assert float(prior[0]) == 1 and 0 < float(prior[1]) < 1
+    torch.testing.assert_close(result.states.mean.double() @ modes, told)
+    # the same posterior under the prior that the coordinates now have
+    again = latents(half.model, half.guide, stack)
+    torch.testing.assert_close(again.mean, result.states.mean.double())
+    torch.testing.assert_close(modes.T @ again.covariance @ modes, spread)
+    torch.testing.assert_close(again.log_evidence, before.log_evidence)
+    variance = again.covariance.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(result.states.std.double().square(), variance)
+    first, second = (result.states.maps[f"mode_{k}"].norm() for k in (1, 2))
+    torch.testing.assert_close((second / first).double(), prior[1])
+    torch.testing.assert_close(turn_to_axes(half), prior)  # they are there
+    torch.testing.assert_close(half.guide.volume.coefficients.detach(), after)
+
+
+def test_a_mode_that_has_vanished():
+    problem = moving(n=6, values=(6.0, 3.0))
+    start = 5 * smooth_maps(3, 8, torch.Generator().manual_seed(1))
+    start[2] = 0
+    half = problem.state(start).half
+    turn_to_axes(half)
+    prior = half.model.conformation.prior()
+    assert torch.isfinite(half.guide.volume.coefficients).all() and (prior.stddev > 0).all()
