@@ -57,14 +57,21 @@ class Alternating:
     states: int = 16
 
     def step(self, state: JointState, stack: ParticleStack) -> dict[str, Any]:
-        """A search where one is due, then fifty gradient steps."""
+        """A search where one is due, then fifty gradient steps; after the last ones a search."""
         number, half = state.iteration, state.half
         if number == 0:
             self._scatter(half)
         if number >= self.first and (number - self.first) % self.every == 0:
-            seed = self.joint.seed * 100003 + number
-            search_poses(half, stack, self.plan, self.modal, seed=seed, states=self.states)
-        return self.joint.step(state, stack)
+            self._search(half, stack, number)
+        record = self.joint.step(state, stack)
+        if state.done:
+            self._search(half, stack, number + 1)
+        return record
+
+    def _search(self, half: Half, stack: ParticleStack, number: int) -> None:
+        """The search before record ``number``, or after the last."""
+        seed = self.joint.seed * 100003 + number
+        search_poses(half, stack, self.plan, self.modal, seed=seed, states=self.states)
 
     def _scatter(self, half: Half) -> None:
         """Random poses for all images."""

@@ -207,7 +207,7 @@ class Joint:
         clip_grad_norm_(local_parameters(guide), _STEEPEST, error_if_nonfinite=True)
         optimizer.step()
         guide.forget()
-        if model.volume.is_map:
+        if model.volume.is_map and sites.VOLUME not in self._held(step):
             volume.data = self.solvent(volume.data, model.pixel_size)
         gradient = sigma2.grad
         model.noise.sigma2 = sigma2.detach()
@@ -215,10 +215,13 @@ class Joint:
             follow(model, -gradient, batch, _NOISE_RATE)
         return value.detach().mean()
 
+    def _held(self, step: int) -> list[str]:
+        """The sites that stay as they are at this step."""
+        return [name for name, share in self.held.items() if step < share * self.steps]
+
     def _hold(self, guide: Guide, step: int) -> None:
         """Take the gradients off what is held at this step."""
-        parts = {sites.VOLUME: guide.volume, **guide.sites}
-        held = [name for name, share in self.held.items() if step < share * self.steps]
+        parts, held = {sites.VOLUME: guide.volume, **guide.sites}, self._held(step)
         free = {p for name, part in parts.items() if name not in held for p in part.parameters()}
         for name in held:
             for parameter in parts[name].parameters() if name in parts else ():

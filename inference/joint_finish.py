@@ -11,6 +11,7 @@ from cryoprob.inference.joint import JointState
 from cryoprob.inference.latent import line
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.objectives.base import Objective
+from cryoprob.inference.objectives.symmetric import turned
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
@@ -71,11 +72,18 @@ def _look(half: Half, stack: ParticleStack, objective: Objective) -> tuple[Tenso
     like, found = model.noise.sigma2, []
     for index in half.index.split(_BLOCK):
         batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
+        volume = guide.volume.coefficients.detach()
         guide.forget()
-        turns, moves = (part.mode(batch) for part in guide.drawn)
-        bound = objective(model, guide, guide.volume.coefficients.detach(), batch)
+        bound = objective(model, guide, volume, batch)
         guide.forget()
-        found.append((bound.double(), turns, moves, *_conformation(guide.conformation, batch)))
+        flip = objective.flipped(model, guide, volume, batch)
+        guide.forget()
+        seen, sign = turned(batch, flip), 1 - 2 * flip.to(like)[:, None]
+        turns, moves = (part.mode(seen) for part in guide.drawn)
+        turns = turns * torch.cat([sign, sign, torch.ones_like(sign)], 1)[..., None]
+        found.append(
+            (bound.double(), turns, sign * moves, *_conformation(guide.conformation, seen))
+        )
     guide.forget()
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several on the machine's processors
+    torch.set_num_threads(1)
+
 FALSE_ALARM = 1e-4
 """Chance that a right program fails one statistical test."""
 

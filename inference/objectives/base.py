@@ -42,6 +42,10 @@ class Objective(ABC):
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The objective of each image of the batch, [N], nats; its mean under a law of volumes."""
 
+    def flipped(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
+        """Images whose answer is what q says of them turned by 180 degrees, turned back, [N]."""
+        return torch.zeros(len(batch.index), dtype=torch.bool, device=batch.image.device)
+
     def turned(self, index: Tensor, quarters: Tensor) -> "Objective":
         """The same where images ``index`` [N] come turned by 90 degrees ``quarters`` [N] times."""
         return self

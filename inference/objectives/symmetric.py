@@ -14,12 +14,15 @@ from cryoprob.particles import Batch
 __all__ = ["Symmetric", "turned"]
 
 
-def turned(batch: Batch) -> Batch:
-    """The batch with every image turned by 180 degrees in its plane.
+def turned(batch: Batch, where: Tensor | None = None) -> Batch:
+    """The batch with every image (``where`` [N] says so) turned by 180 degrees in its plane.
 
     The transform of a turned image is the complex conjugate; the CTF is even and stays.
     """
-    return replace(batch, image=batch.image.conj().resolve_conj())
+    other = batch.image.conj().resolve_conj()
+    if where is not None:
+        other = torch.where(where[:, None], other, batch.image)
+    return replace(batch, image=other)
 
 
 class Symmetric(Objective):
@@ -43,15 +46,26 @@ class Symmetric(Objective):
 
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The objective of each image, [N]."""
+        both = self._candidates(model, guide, volume, batch)
+        if self.smooth:
+            return torch.logsumexp(both, 0) - torch.log(both.new_tensor(2.0))
+        return both.max(0).values
+
+    def flipped(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
+        """Images whose second candidate is the better one, [N]."""
+        both = self._candidates(model, guide, volume, batch)
+        return both[1] > both[0]
+
+    def _candidates(
+        self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch
+    ) -> Tensor:
+        """Of the image and of the turned one, [2, N]."""
         ratios = []
         for poses in (guide.draw(batch, 1), _turned_back(guide.draw(turned(batch), 1))):
             terms = log_terms(model, guide, volume, poses, batch)
             ratio = terms.likelihood + terms.prior - poses.log_q
             ratios.append((poses.log_weight.exp() * ratio).sum(0))
-        both = torch.stack(ratios)
-        if self.smooth:
-            return torch.logsumexp(both, 0) - torch.log(both.new_tensor(2.0))
-        return both.max(0).values
+        return torch.stack(ratios)
 
 
 def _turned_back(poses: Poses) -> Poses:

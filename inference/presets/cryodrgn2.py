@@ -21,11 +21,12 @@ PRESET = Preset(
     words=(
         "A network of conformations, z from an encoder with a normal q, poses from a hierarchical"
         " search that keeps the 8 best cells of every level, made anew every fifth pass after some"
-        " first ones at random poses; the band grows. The search is made at maps of 16"
-        " conformations spread over the latent space, each image at that nearest to its own, where"
-        " the paper asks the network anew for every image; coarse levels count what a cell leaves"
-        " open as noise; the noise spectrum is learned. From a --reference the network starts at"
-        " it, and the poses with a search; from nothing hundreds of noisy images are too few."
+        " first ones at random poses, and at the end; the band grows. The search is made at maps"
+        " of 16 conformations spread over the latent space, each image at that nearest to its own,"
+        " where the paper asks the network anew for every image; coarse levels count what a cell"
+        " leaves open as noise; the noise spectrum is learned. From a --reference the network"
+        " starts at it, and the poses with a search; from nothing hundreds of noisy images are too"
+        " few."
     ),
     plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 30.0, "beam": 8},
     build=build,

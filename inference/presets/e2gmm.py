@@ -25,20 +25,20 @@ _NEUTRAL = 0.4
 
 def build(scene: Scene) -> Built:
     """The neutral model first, then the encoder and the displacements that it asks for."""
-    plan, stack = scene.plan, scene.stack
-    volume = cloud(scene)
+    plan, volume = scene.plan, cloud(scene)
     if scene.references:
         volume = molecule(scene, structure(scene, docked=True), docked=True, free=FREE)
     model, start = scene.model(volume, coordinates(scene)), Point(volume.start(scene.generator))
     turns, shifts = scene.known
-    kappa = concentration_of_power(scene.power.mean(0), stack.box)
+    objective = RingCorrelation(concentration_of_power(scene.power.mean(0), scene.stack.box))
+    kappa = objective.kappa * (torch.arange(len(objective.kappa)) >= objective.first)
     size = {"width": plan.width, "layers": plan.layers}
     encoder = Score(model, start, turns, shifts, kappa=kappa, **size).to(**scene.kind)
     law = NormalVector(plan.zdim, width=0.1, fixed=True)
     state = Amortized(encoder, law, scene.put(torch.zeros(1, plan.zdim)))
     guide = Guide(rotation=turns, shift=shifts, conformation=state, volume=start)
     options = {"volume_rate": VOLUME_RATE, "held": {"conformation": _NEUTRAL}}
-    return scene.train(model, guide, RingCorrelation(kappa), **options)
+    return scene.train(model, guide, objective, **options)
 
 
 PRESET = Preset(

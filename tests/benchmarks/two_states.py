@@ -3,14 +3,15 @@
     python tests/benchmarks/two_states.py [--data FOLDER] [--n N] [--box D] [--snr S] [--order N]
                                           [--low-pass A] [--seed N] [--threads N] [--one]
                                           [--presets a,b] [--set name=value ...] [--warm A]
-                                          [--reference MAP] [--price N]
+                                          [--found] [--price N]
 
 Images are drawn from the closed and the open end of the adk-path set (CTF, uniform poses, shifts),
 classes and poses are summed out from both ends low-passed (``--one``: from their mean, split by
 chance). Prints a line per step (nats per image, resolution, grid, weights, confusion), then the
 confusion, the weights, and for each state the last shell at which the FSC of its map with the
 truth stays above 0.5. With ``--presets`` networks in their place, from nothing, from the mean
-of both ends low-passed (``--warm A``) or from a map of one's own low-passed to 20 A: a row for each,
+of both ends low-passed (``--warm A``) or from a map that cryosparc-abinitio finds (``--found``,
+then low-passed to 20 A): a row for each,
 minutes, nats, confusion of two means of the first principal coordinate, median rotation error
 after alignment of the poses (the better hand), degrees; and what its one pose an image and its law
 of z cost in nats per image, of N images, on the grid of the largest order (``--price N``).
@@ -27,8 +28,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from mixtures import Truth, mixed
+from mixtures import Truth, mixed, written
 
+from cryoprob.app.fit import configure
 from cryoprob.fourier.shells import low_pass
 from cryoprob.inference.amplitude import match_amplitude
 from cryoprob.inference.build import build_guide, build_model, image_power
@@ -38,8 +40,10 @@ from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.half import Half
 from cryoprob.inference.latent import centers, principal_axes
 from cryoprob.inference.learn import seeded
+from cryoprob.inference.loop import Quiet
 from cryoprob.inference.presets.base import Scene
 from cryoprob.inference.presets.menu import load
+from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
@@ -63,12 +67,26 @@ def start_map(
     given: argparse.Namespace, stack: ParticleStack, truth: Truth
 ) -> tuple[list[str], float]:
     """The map that networks start from, if any, and its low-pass."""
-    if given.reference or not given.warm:
-        return ([given.reference] if given.reference else []), given.low_pass
-    path = Path(tempfile.mkdtemp()) / "mean.mrc"
+    folder = Path(tempfile.mkdtemp())
+    if given.found:
+        star = written(stack, folder / "images")
+        options = {"particles": star, "preset": "cryosparc-abinitio", "seed": given.seed}
+        config = configure(options | {"threads": given.threads}, [], None, folder / "fit", False)
+        began, result = time.time(), run_fit(config, folder / "fit", observer=Quiet())
+        mean = torch.einsum("k,kzyx->zyx", torch.bincount(truth.state) / len(stack), truth.maps)
+        near = align_maps(result.volume, mean, pixel_size=stack.pixel_size)
+        curve = fsc(near.move_map(result.volume, stack.pixel_size), mean)
+        minutes, hand = (time.time() - began) / 60, "mirrored" if near.mirrored else "not mirrored"
+        print(
+            f"   a map in {minutes:.1f} minutes: FSC 0.5 to shell {last_shell(curve, 0.5)}, {hand}"
+        )
+        return [str(folder / "fit" / "volume.mrc")], given.low_pass
+    if not given.warm:
+        return [], given.low_pass
     shares = torch.bincount(truth.state) / len(truth.state)
-    write_map(path, torch.einsum("k,kzyx->zyx", shares, truth.maps), stack.pixel_size)
-    return [str(path)], given.warm
+    mean = torch.einsum("k,kzyx->zyx", shares, truth.maps)
+    write_map(folder / "mean.mrc", mean, stack.pixel_size)
+    return [str(folder / "mean.mrc")], given.warm
 
 
 def price(half: Half, stack: ParticleStack, plan: Schedule, count: int) -> str:
@@ -107,7 +125,7 @@ def network(name: str, given: argparse.Namespace, stack: ParticleStack, truth: T
     found, half_turn = result.posterior.rotation.double(), torch.diag(torch.tensor([-1.0, -1, 1]))
     errors = []
     for turned in (found, half_turn.double() @ found):
-        motion = align_poses(turned, truth.rotation.double(), hands=False)
+        motion = align_poses(turned, truth.rotation.double())
         told = pose_error(turned, None, truth.rotation.double(), None, motion)
         errors.append(float(told.rotation_deg.median()))
     row = (
@@ -133,7 +151,7 @@ def main() -> None:
     parser.add_argument("--presets", default="")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--warm", type=float, default=0.0)
-    parser.add_argument("--reference")
+    parser.add_argument("--found", action="store_true")
     parser.add_argument("--price", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -11,8 +11,9 @@ from cryoprob.inference.e_step import e_step
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.joint import Joint, JointState, follow
+from cryoprob.inference.joint_finish import finish_joint
 from cryoprob.inference.laws.rotations import ConcentratedLaw, DiracRotation
-from cryoprob.inference.laws.shifts import NormalShift
+from cryoprob.inference.laws.shifts import DiracShift, NormalShift
 from cryoprob.inference.loop import Quiet, run_loop
 from cryoprob.inference.m_step import solve_volume, update_noise
 from cryoprob.inference.objectives.elbo import Elbo
@@ -153,6 +154,21 @@ def test_the_band_grows_and_the_rates_fall(problem):
     run(joint(Elbo(), steps=200, first_radius=1, radius=3), state, problem.stack)
     assert [record["radius"] for record in state.history] == [1, 2, 3, 3]
     assert state.half.optimizer["param_groups"][1]["lr"] < 1e-3
+
+
+def test_the_answer_that_won_is_told(problem):
+    """A table half a turn away from the truth: its second candidate is the truth."""
+    turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0])).double()
+    true, moved = problem.stack.rotation, problem.stack.shift.double()
+    away = torch.arange(len(true)) % 2 == 0
+    start = torch.where(away[:, None, None], turn @ true, true)
+    shift = PerImage(DiracShift(5.0), torch.where(away[:, None], -moved, moved))
+    state = JointState(half(problem, PerImage(DiracRotation(), start), shift, problem.volume))
+    found = finish_joint(state, problem.stack, Symmetric(), 1).posterior
+    torch.testing.assert_close(found.rotation.double(), true)
+    torch.testing.assert_close(found.shift.double(), moved)
+    plain = finish_joint(state, problem.stack, ProfileLogJoint(), 1).posterior
+    torch.testing.assert_close(plain.rotation.double(), start)
 
 
 def test_held_noise_is_annealed(problem):
