@@ -24,8 +24,10 @@ from cryoprob.inference.few_poses import score_few
 from cryoprob.inference.grids import on_grid, pose_grids
 from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.half import Half
+from cryoprob.inference.joint_finish import answer
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.levels import Level
+from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.base import Drawn, Lawful
 from cryoprob.inference.treatments.exact import Exact
@@ -97,6 +99,7 @@ def conformation_budget(
     order: int,
     nodes: int,
     seed: int,
+    objective: Objective | None = None,
 ) -> ConformationBudget:
     """The budget of a guide whose poses are known or Diracs, and whose conformation has a law.
 
@@ -115,6 +118,8 @@ def conformation_budget(
         neither grid nor nodes: they cost nothing.)
     seed
         Of the grid's turn and of draws of z.
+    objective
+        Of the training, where it chooses between answers of q (``Symmetric``).
 
     Raises
     ------
@@ -133,9 +138,10 @@ def conformation_budget(
             own, pose = _given(half, stack, index), torch.zeros(len(index), dtype=torch.float64)
         else:
             grids = pose_grids(half.model, plan, order, seed=seed)
-            own = _own_cells(half, stack, index, Level(*grids, half.model.band.radius))
+            level = Level(*grids, half.model.band.radius)
+            own = _own_cells(half, stack, index, level, objective)
             pose = _pose_prices(half, stack, index, own, (plan, grids, nodes))
-        bound, inner = _conformations(half, stack, index, own)
+        bound, inner = _conformations(half, stack, index, own, objective)
     return ConformationBudget(index, inner + pose, bound, inner - bound, pose)
 
 
@@ -178,14 +184,15 @@ def _given(half: Half, stack: ParticleStack, index: Tensor) -> _Cells:
     return _Cells(turns, moves, torch.zeros_like(moves[:, 0], dtype=torch.float64))
 
 
-def _own_cells(half: Half, stack: ParticleStack, index: Tensor, level: Level) -> _Cells:
+def _own_cells(
+    half: Half, stack: ParticleStack, index: Tensor, level: Level, objective: Objective | None
+) -> _Cells:
     """The cells in which the guide's Diracs lie."""
     like, parts = half.model.noise.sigma2, []
     centers, places = level.rotation.matrices(), level.shift.points()
     for some in index.split(_BLOCK):
-        half.guide.forget()
-        batch = stack.batch(some, half.model.band, like.dtype, like.device)
-        turns, moves = (part.mode(batch) for part in half.guide.drawn)
+        batch = stack.batch(some, full_band(stack.box), like.dtype, like.device)
+        turns, moves, _ = answer(half, objective, batch)
         turn = (turns.flatten(1).to(centers) @ centers.flatten(1).mT).argmax(1)
         parts.append((turn, torch.cdist(moves.to(places), places).argmin(1)))
     half.guide.forget()
@@ -212,14 +219,14 @@ def _at_cells(
 
 
 def _conformations(
-    half: Half, stack: ParticleStack, index: Tensor, own: _Cells
+    half: Half, stack: ParticleStack, index: Tensor, own: _Cells, objective: Objective | None
 ) -> tuple[Tensor, Tensor]:
     """At the cells: the ELBO of the law of z, and log p with z summed out by draws, [n] each."""
     like, found = half.model.noise.sigma2, []
     for rows in torch.arange(len(index)).split(_BLOCK):
-        half.guide.forget()
         batch = stack.batch(index[rows], full_band(stack.box), like.dtype, like.device)
-        parts = _by_draws(half, batch, own.rotation[rows], own.shift[rows])
+        _, _, seen = answer(half, objective, batch)
+        parts = _by_draws(half, batch, seen, own.rotation[rows], own.shift[rows])
         found.append([part + own.log_mass[rows] for part in parts])
     half.guide.forget()
     bound, inner = (torch.cat(one) for one in zip(*found, strict=True))
@@ -227,9 +234,9 @@ def _conformations(
 
 
 def _by_draws(
-    half: Half, batch: Batch, rotation: Rotations, shift: Shifts
+    half: Half, batch: Batch, seen: Batch, rotation: Rotations, shift: Shifts
 ) -> tuple[Tensor, Tensor]:
-    """ELBO of the law of z, and the evidence, at given poses; [n] each.
+    """ELBO of the law of z (as ``seen``), and the evidence, at given poses; [n] each.
 
     Half of the draws are the prior's, so that what the law misses is seen.
     """
@@ -237,13 +244,13 @@ def _by_draws(
     assert isinstance(part, Lawful) and model.conformation is not None
     prior, volume = model.conformation.prior(), half.guide.volume.coefficients.detach()
     wide = prior.sample((_DRAWS, len(rotation)))
-    drawn = part.law.draw(part.numbers_of(batch), _DRAWS).value if part.has_density else wide
+    drawn = part.law.draw(part.numbers_of(seen), _DRAWS).value if part.has_density else wide
     value = torch.cat([drawn, wide])
     image = model.likelihood(volume, rotation, shift, batch, value).log_prob(batch.image).double()
     joint = image + prior.log_prob(value)
     if not part.has_density:
         return torch.full_like(joint[0], -torch.inf), image.logsumexp(0) - log(2 * _DRAWS)
-    log_q = part.law(part.numbers_of(batch)).log_prob(value)
+    log_q = part.law(part.numbers_of(seen)).log_prob(value)
     proposal = torch.logaddexp(log_q, prior.log_prob(value)) - log(2)
     bound = (joint - log_q)[: len(drawn)].mean(0)
     return bound, (joint - proposal).logsumexp(0) - log(2 * _DRAWS)

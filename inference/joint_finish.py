@@ -18,9 +18,9 @@ from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.inference.treatments.base import Drawn, Lawful
 from cryoprob.inference.treatments.known import Known
 from cryoprob.particles import Batch, ParticleStack
-from cryoprob.types import Maps
+from cryoprob.types import Maps, Rotations, Shifts
 
-__all__ = ["finish_joint", "states_of", "summary_at"]
+__all__ = ["answer", "finish_joint", "states_of", "summary_at"]
 
 _BLOCK = 128
 _PATH = 10
@@ -72,20 +72,33 @@ def _look(half: Half, stack: ParticleStack, objective: Objective) -> tuple[Tenso
     like, found = model.noise.sigma2, []
     for index in half.index.split(_BLOCK):
         batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
-        volume = guide.volume.coefficients.detach()
         guide.forget()
-        bound = objective(model, guide, volume, batch)
-        guide.forget()
-        flip = objective.flipped(model, guide, volume, batch)
-        guide.forget()
-        seen, sign = turned(batch, flip), 1 - 2 * flip.to(like)[:, None]
-        turns, moves = (part.mode(seen) for part in guide.drawn)
-        turns = turns * torch.cat([sign, sign, torch.ones_like(sign)], 1)[..., None]
-        found.append(
-            (bound.double(), turns, sign * moves, *_conformation(guide.conformation, seen))
-        )
+        bound = objective(model, guide, guide.volume.coefficients.detach(), batch)
+        turns, moves, seen = answer(half, objective, batch)
+        found.append((bound.double(), turns, moves, *_conformation(guide.conformation, seen)))
     guide.forget()
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def answer(
+    half: Half, objective: Objective | None, batch: Batch
+) -> tuple[Rotations, Shifts, Batch]:
+    """Modes of q's poses, [n, 3, 3] and [n, 2], and the batch as q has then seen it.
+
+    Where the objective prefers what q says of an image turned by 180 degrees, it is that, turned
+    back.
+    """
+    guide, volume = half.guide, half.guide.volume.coefficients.detach()
+    guide.forget()
+    if objective is None:
+        turns, moves = (part.mode(batch) for part in guide.drawn)
+        return turns, moves, batch
+    flip = objective.flipped(half.model, guide, volume, batch)
+    guide.forget()
+    seen, sign = turned(batch, flip), 1 - 2 * flip.to(batch.ctf)[:, None]
+    turns, moves = (part.mode(seen) for part in guide.drawn)
+    back = torch.cat([sign, sign, torch.ones_like(sign)], 1)
+    return back[..., None] * turns, sign * moves, seen
 
 
 def _conformation(part: object, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from cryoprob.checks import InputError, require
 from cryoprob.inference.build import image_power
 from cryoprob.inference.config import FitConfig
-from cryoprob.inference.half import Half
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.loop import load_checkpoint
 from cryoprob.inference.presets.base import Built, Scene
@@ -39,8 +38,8 @@ def system_of(config: FitConfig, stack: ParticleStack) -> Built:
         return preset.build(scene_of(config, stack))
 
 
-def reload(out: str | Path) -> tuple[Half, ParticleStack]:
-    """Model, guide and images of a fit as its last checkpoint has them, and its particles.
+def reload(out: str | Path) -> tuple[Built, ParticleStack]:
+    """A fit as its last checkpoint has it, and its particles.
 
     Raises
     ------
@@ -62,4 +61,4 @@ def reload(out: str | Path) -> tuple[Half, ParticleStack]:
         remedy = "It may be of another version of cryoprob: fit again."
         raise InputError(str(checkpoint), expected=wanted, got=got, remedy=remedy) from error
     built.settle()
-    return built.half, stack
+    return built, stack

@@ -23,6 +23,7 @@ def test_they_are_numbered_without_a_hole():
     assert numbers == list(range(1, len(TUTORIALS) + 1)) and len(numbers) >= 4
 
 
+@pytest.mark.slow
 @BY_NAME
 def test_it_runs_in_smoke_size(path, tmp_path):
     settings = {

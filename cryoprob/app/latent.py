@@ -15,6 +15,7 @@ from cryoprob.inference.config import FitConfig
 from cryoprob.inference.conformation_budget import conformation_budget
 from cryoprob.inference.half import Half
 from cryoprob.inference.latent import centers, line, nearest, principal_axes, region_shares
+from cryoprob.inference.presets.base import Built
 from cryoprob.inference.reload import reload
 from cryoprob.inference.treatments.known import Known
 from cryoprob.io.export import write_particles
@@ -88,7 +89,8 @@ def show_latent(
     size = found.mean.shape[1]
     require(1 <= axis <= size, "--axis", expected=f"1 to {size}", got=str(axis))
     chosen = torch.stack([_point(text, size) for text in at]) if at else found.mean[:0]
-    half, stack = reload(out)
+    built, stack = reload(out)
+    half = built.half
     axes, (points, _) = principal_axes(found.mean), centers(found.mean, count, seed)
     path, folder = line(found.mean, steps, axis - 1), out / "latent"
     folder.mkdir(exist_ok=True)
@@ -114,7 +116,7 @@ def show_latent(
     plot_latent(folder / "latent.png", pictured, pictured[near[0]], pictured[near[1]], names)
     _tell(found, axes.variance, _prior_width(half), shares.mean(0), folder)
     if price:
-        _tell_price(out, half, stack, price, seed)
+        _tell_price(out, built, stack, price, seed)
 
 
 def _point(text: str, size: int) -> Tensor:
@@ -176,12 +178,13 @@ def _tell(found: Latent, variance: Tensor, width: Tensor, occupancy: Tensor, fol
     say(f"\nMaps, particles of each region, latent.csv and latent.png are in {folder}.")
 
 
-def _tell_price(out: Path, half: Half, stack: ParticleStack, count: int, seed: int) -> None:
+def _tell_price(out: Path, built: Built, stack: ParticleStack, count: int, seed: int) -> None:
     """Nats per image that one pose costs, and the law of z, for some images spread over all."""
-    plan = FitConfig.from_toml(out / "config.toml").schedule
+    plan, half = FitConfig.from_toml(out / "config.toml").schedule, built.half
     order = plan.order(half.model.band.radius)
     index = torch.linspace(0, len(stack) - 1, min(count, len(stack))).long()
-    options = {"order": order, "nodes": _NODES, "seed": seed}
+    options: dict[str, Any] = {"order": order, "nodes": _NODES, "seed": seed}
+    options["objective"] = built.objective
     found = conformation_budget(half, stack, index, plan, **options)
     names = ("Log evidence", "What is reached", "Price of one pose", "Price of q of z")
     parts = (found.evidence, found.bound, found.pose, found.conformation)

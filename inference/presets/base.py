@@ -180,7 +180,7 @@ class Scene:
         def finish() -> FitResult:
             return finish_joint(state, self.stack, objective, self.seed)
 
-        return Built(half, joint, state, joint.records, finish)
+        return Built(half, joint, state, joint.records, finish, objective=objective)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +199,8 @@ class Built:
         Brings model and guide of a checkpoint to where ``finish`` leaves them.
     begin
         What is done once, before the first step.
+    objective
+        Of gradient training.
     """
 
     half: Half
@@ -208,6 +210,7 @@ class Built:
     finish: Callable[[], FitResult]
     settle: Callable[[], object] = lambda: None
     begin: Callable[[], None] = lambda: None
+    objective: Objective | None = None
 
 
 @dataclass(frozen=True)

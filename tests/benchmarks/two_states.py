@@ -41,7 +41,7 @@ from cryoprob.inference.half import Half
 from cryoprob.inference.latent import centers, principal_axes
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.loop import Quiet
-from cryoprob.inference.presets.base import Scene
+from cryoprob.inference.presets.base import Built, Scene
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
@@ -89,13 +89,14 @@ def start_map(
     return [str(folder / "mean.mrc")], given.warm
 
 
-def price(half: Half, stack: ParticleStack, plan: Schedule, count: int) -> str:
+def price(built: Built, stack: ParticleStack, plan: Schedule, count: int) -> str:
     """Nats per image that one pose costs, and the law of z, by 5 and 7 nodes of z along each axis."""
     index = torch.linspace(0, len(stack) - 1, count).long()
     told = []
     for nodes in (5, 7):
         options = {"order": plan.max_order, "nodes": nodes, "seed": 1}
-        found = conformation_budget(half, stack, index, plan, **options)
+        options["objective"] = built.objective
+        found = conformation_budget(built.half, stack, index, plan, **options)
         means = [float(part.mean()) for part in (found.evidence, found.pose, found.conformation)]
         told.append(
             f"{nodes} nodes: evidence {means[0]:.2f}, pose {means[1]:.2f}, z {means[2]:.2f}"
@@ -132,7 +133,7 @@ def network(name: str, given: argparse.Namespace, stack: ParticleStack, truth: T
         f"{name:12} {(time.time() - began) / 60:7.1f} {record['bound']:10.2f}"
         f" {min(wrong, 1 - wrong):9.3f} {min(errors):8.1f}"
     )
-    return row if not given.price else row + "\n" + price(built.half, stack, plan, given.price)
+    return row if not given.price else row + "\n" + price(built, stack, plan, given.price)
 
 
 def main() -> None:

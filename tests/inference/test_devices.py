@@ -461,6 +461,7 @@ def agree_results(ours, theirs):
         torch.testing.assert_close(*values, **loose)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["reference", "nothing", "half sets", "known"])
 def test_whole_fit(start, experiment, device, tmp_path):
     results = [

@@ -69,6 +69,7 @@ def test_the_menu_is_the_list():
     assert all(row.name == name for name, row in families().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES + HYBRIDS)
 def test_a_resumed_fit_gives_the_same_bytes(experiment, tmp_path, name):
     settings = config(experiment, name)
@@ -116,6 +117,7 @@ def test_a_law_of_the_map_in_any_family(experiment, tmp_path, name):
     assert float(volume.kl(prior).detach()) > 0 and whole.volume_std.min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES + HYBRIDS)
 def test_double_precision(experiment, tmp_path, name):
     """The same fit in float64: bounds agree while the draws of q do, to single precision."""

@@ -64,6 +64,7 @@ def test_outputs(experiment, tmp_path):
     assert result.to_arviz().sample_stats["rotation"].shape == (COUNT, 3, 3)
 
 
+@pytest.mark.slow
 def test_a_low_pass_start_finds_the_poses(tmp_path):
     """At SNR 3 a map of 20 A decides the poses: the median error (7.2 to 7.7 degrees were seen) is
     within the coarsest cell of 15 degrees."""
@@ -117,6 +118,7 @@ def run_and_kill(settings, folder, steps, resume):
     return subprocess.run(command, capture_output=True, text=True, env=env).returncode
 
 
+@pytest.mark.slow
 def test_resume_after_kill_gives_the_same_bytes(experiment, tmp_path):
     """Killed twice at random steps, in the starts and in the refinement: nothing differs."""
     (tmp_path / "fit.toml").write_text(config(experiment).to_toml())

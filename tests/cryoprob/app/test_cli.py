@@ -120,7 +120,7 @@ def test_bad_input_is_one_paragraph_and_code_2(arguments, words, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     code, _, err = run(*arguments)
     assert code == 2
-    assert err.startswith("Error: ") and one_paragraph(err)
+    assert err.startswith("Error:") and one_paragraph(err)
     assert words in " ".join(err.split())
     assert not list(tmp_path.iterdir())  # nothing is left that would be in the way
 
@@ -130,7 +130,7 @@ def test_bad_tables_are_refused_by_info_and_fit(data, name, tmp_path):
     path = data / "metadata" / f"{name}.star"
     for arguments in (["info", path], ["fit", path, "--out", tmp_path / "out"]):
         code, _, err = run(*arguments)
-        errors = err[err.index("Error: ") :]
+        errors = err[err.index("Error:") :]
         assert code == 2 and f"{name}.star" in errors and one_paragraph(errors)
     assert not (tmp_path / "out").exists()
 
@@ -216,7 +216,7 @@ def test_an_output_that_cannot_be_written_keeps_the_fit(simulated, fitted, tmp_p
     common = ["--seed", 1, "--threads", 1, "--set", "max_iterations=4"]
     given = ["fit", simulated / "truth.star", "--poses", "known", *common]
     code, _, err = run(*given, "--out", tmp_path / "fit")
-    assert code == 2 and err.startswith("Error: ") and one_paragraph(err)
+    assert code == 2 and err.startswith("Error:") and one_paragraph(err)
     assert f"Go on with: cryoprob fit --resume --out {tmp_path / 'fit'}" in " ".join(err.split())
     blocked.rmdir()
     code, _, _ = run("fit", "--resume", "--out", tmp_path / "fit")

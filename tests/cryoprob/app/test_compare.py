@@ -56,6 +56,7 @@ def test_images_are_spread_over_the_stack(experiment):
     assert len(counted(stack, 99)) == 30
 
 
+@pytest.mark.slow
 def test_the_table_twice(experiment, tmp_path, capsys):
     """The second run takes up the fits of the first and prints the same budgets."""
     chosen = Setting(config(experiment), ("exact-em", "modal-em"), 5, 1)

@@ -16,6 +16,7 @@ PARTS = ("evidence", "bound", "approximation", "remainder")
 FIGURES = ("maps.png", "fsc.png", "evidence.png", "posteriors.png", "families.png")
 
 
+@pytest.mark.slow
 def test_a_small_demo_leaves_every_file_and_says_what_to_look_at(tmp_path, monkeypatch, capsys):
     steps = {"starts": 1, "start_steps": 2, "start_radius": 4, "max_iterations": 1, "max_order": 2}
     steps |= {"warm_steps": 3, "learn_steps": 1, "batch": 8}

@@ -39,7 +39,8 @@ def run(*words):
 
 def test_a_fit_is_taken_up_as_it_was_left(fitted):
     out, result = fitted
-    half, stack = reload(out)
+    built, stack = reload(out)
+    half = built.half
     assert len(stack) == COUNT
     for name, value in result.fitted.guide.state_dict().items():
         assert half.guide.state_dict()[name].equal(value), name

@@ -85,6 +85,7 @@ def test_a_preset_is_a_short_file_that_says_what_it_is(name):
     assert name in [row.preset for row in SYSTEMS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_small_fit_and_the_same_one_in_two_parts(name, drawn, tmp_path):
     settings = config(drawn, name)
@@ -152,6 +153,7 @@ def test_coordinates_leave_a_path_of_maps(drawn, tmp_path):
     assert result.to_arviz().sample_stats["conformation"].shape == (COUNT, 2)
 
 
+@pytest.mark.slow
 def test_two_stages(drawn, tmp_path):
     """A larger network at the poses that a search found: they are those of the first fit's table."""
     first = run_fit(config(drawn, "cryodrgn-bnb"), tmp_path / "first")

@@ -319,8 +319,8 @@ def test_the_probe_tells_what_is_apart_from_the_pose_and_what_is_not(false_alarm
 def test_cryofires_z_is_apart_from_the_pose(false_alarm):
     """Measured after this short training: three quarters of z's variance are linear in R.
 
-    Levy et al. 2022 name it among the limits of the method; a fresh encoder's features tell of
-    the view more than of anything else, and little in the loss takes that out of z.
+    A fresh encoder's features tell of the view more than of anything else, and little in the loss
+    takes that out of z.
     """
     turns, _, states, *_ = cryofire()
     assert tells(turns[TRAIN:], states[TRAIN:]) > false_alarm

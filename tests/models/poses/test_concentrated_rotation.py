@@ -315,6 +315,7 @@ def test_bound_with_a_uniform_prior():
     assert loss == pytest.approx(-float(law.entropy()))
 
 
+@pytest.mark.slow
 def test_nuts_draws_from_it(false_alarm):
     """As a prior: the density and an entry of every fourth draw, against independent draws."""
     law = ConcentratedRotation(torch.eye(3, dtype=F64), radian(25, 30, 40))

@@ -216,6 +216,7 @@ def only_rotations(n=20):
         return pyro.sample("rotation", UniformRotation(dtype=F64).prior())
 
 
+@pytest.mark.slow
 def test_nuts_draws_haar_measure(false_alarm):
     """Every sixth draw, where the correlation of the slowest, |x|^2, was seen to be 0.02."""
     with torch.random.fork_rng():
