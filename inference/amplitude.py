@@ -1,4 +1,4 @@
-"""The grey scale of a reference: chosen among a ladder of factors by exact evidence."""
+"""The gray scale of a reference: chosen among a ladder of factors by exact evidence."""
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmet
     first, point = half.members[0], half.guide.volume
     model, given = first.model, first.guide.volume.coefficients.data
     if isinstance(half.guide.rotation, Known | Local):
-        return "The reference's grey scale is taken as it is."
+        return "The reference's gray scale is taken as it is."
     model.linear_volume.set_band(schedule.radius(stack.box, 4))
     turns = UniformRotation(given.dtype, given.device).discretize(1, symmetry=symmetry)
     extent = schedule.shift_extent * stack.pixel_size
@@ -54,7 +54,7 @@ def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmet
     if best < scores[-1][0] + 0.1:
         factor = 1.0
     point.coefficients.data = factor * point.coefficients.data
-    return f"The reference was multiplied by {factor:.3g} (grey scale of the images, by evidence)."
+    return f"The reference was multiplied by {factor:.3g} (gray scale of the images, by evidence)."
 
 
 def regressed_amplitude(model: ParticleModel, volume: Tensor, stack: ParticleStack) -> float:

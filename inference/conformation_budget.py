@@ -41,9 +41,9 @@ from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 from cryoprob.particles import Batch, ParticleStack
 from cryoprob.types import Rotations, Shifts
 
-__all__ = ["ConformationBudget", "conformation_budget", "nodes_of"]
+__all__ = ["ConformationBudget", "check_priced", "conformation_budget", "nodes_of"]
 
-_BLOCK, _DRAWS = 64, 128
+_DRAWS, _BYTES, _CHUNK = 128, 2**27, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +60,43 @@ class ConformationBudget:
         ELBO of one cell and the law of z; minus infinity where that is a Dirac too.
     conformation
         Divergence of the law of z from its posterior at the pose.
+    error
+        Standard error of ``conformation``, which is of draws.
     pose
-        What one pose costs, right or wrong.
+        What one pose costs, right or wrong: all of the posterior outside of its cell.
+
+    With a Dirac of z the bound has no lower limit, and ``conformation`` no upper one.
     """
 
     index: Tensor
     evidence: Tensor
     bound: Tensor
     conformation: Tensor
+    error: Tensor
     pose: Tensor
+
+
+def check_priced(half: Half, nodes: int) -> None:
+    """Raise unless a guide's poses are known or Diracs, and its conformation has a law.
+
+    Raises
+    ------
+    InputError
+        If not, or if there would be more than 200 nodes.
+    """
+    guide, prior = half.guide, half.model.conformation
+    poses = guide.rotation, guide.shift
+    known = {isinstance(part, Known) for part in poses}
+    dirac = all(isinstance(part, Drawn) and not part.has_density for part in poses)
+    normal = isinstance(prior, GaussianConformation) and isinstance(guide.conformation, Lawful)
+    if not dirac or not normal or len(known) > 1:
+        got = ", ".join(type(part).__name__ for part in guide.sites.values())
+        wanted = "poses both known or both Diracs, and a law of z whose prior is normal"
+        remedy = "Posteriors that are exact (ppca, classes) cost nothing."
+        raise InputError("price", expected=wanted, got=got, remedy=remedy)
+    if known == {False}:
+        assert isinstance(prior, GaussianConformation)
+        nodes_of(prior, nodes)
 
 
 def nodes_of(prior: GaussianConformation, count: int) -> tuple[Tensor, Tensor]:
@@ -81,8 +109,8 @@ def nodes_of(prior: GaussianConformation, count: int) -> tuple[Tensor, Tensor]:
     """
     size = prior.size
     wanted, got = "at most 200 nodes", f"{count} along each of {size} axes"
-    remedy = "Count at a preset of zdim=1 or 2."
-    require(0 < count**size <= 200, "nodes", expected=wanted, got=got, remedy=remedy)
+    remedy = "Fit with a smaller zdim (--set zdim=2): searched poses are summed at every node."
+    require(count > 0 and count**size <= 200, "nodes", expected=wanted, got=got, remedy=remedy)
     places, weights = np.polynomial.hermite_e.hermegauss(count)
     axis = torch.from_numpy(places)
     log_weight = torch.from_numpy(np.log(weights / weights.sum()))
@@ -124,15 +152,10 @@ def conformation_budget(
     Raises
     ------
     InputError
-        If poses have densities, or the conformation no law or another prior than a normal one.
+        As :func:`check_priced`.
     """
     guide = half.guide
-    dirac = all(isinstance(p, Drawn) and not p.has_density for p in (guide.rotation, guide.shift))
-    normal = isinstance(half.model.conformation, GaussianConformation)
-    if not dirac or not normal or not isinstance(guide.conformation, Lawful):
-        got = ", ".join(type(part).__name__ for part in guide.sites.values())
-        wanted = "poses known or Diracs, and a law of z (PerImage, Amortized) with a normal prior"
-        raise InputError("guide", expected=wanted, got=got)
+    check_priced(half, nodes)
     with torch.no_grad(), seeded(seed):
         if isinstance(guide.rotation, Known):
             own, pose = _given(half, stack, index), torch.zeros(len(index), dtype=torch.float64)
@@ -141,8 +164,8 @@ def conformation_budget(
             level = Level(*grids, half.model.band.radius)
             own = _own_cells(half, stack, index, level, objective)
             pose = _pose_prices(half, stack, index, own, (plan, grids, nodes))
-        bound, inner = _conformations(half, stack, index, own, objective)
-    return ConformationBudget(index, inner + pose, bound, inner - bound, pose)
+        bound, inner, error = _conformations(half, stack, index, own, objective)
+    return ConformationBudget(index, inner + pose, bound, inner - bound, error, pose)
 
 
 def _pose_prices(
@@ -190,7 +213,7 @@ def _own_cells(
     """The cells in which the guide's Diracs lie."""
     like, parts = half.model.noise.sigma2, []
     centers, places = level.rotation.matrices(), level.shift.points()
-    for some in index.split(_BLOCK):
+    for some in index.split(_block(half)):
         batch = stack.batch(some, full_band(stack.box), like.dtype, like.device)
         turns, moves, _ = answer(half, objective, batch)
         turn = (turns.flatten(1).to(centers) @ centers.flatten(1).mT).argmax(1)
@@ -209,7 +232,7 @@ def _at_cells(
     row = torch.full((len(stack),), -1)
     row[index] = torch.arange(len(index))
     for images in chunks(model, stack, index):
-        for part in blocks(len(images), _BLOCK):
+        for part in blocks(len(images), _CHUNK):
             some = images.take(part)
             place = row[some.index.cpu()]
             nothing = own.shift.new_zeros(1, len(place))
@@ -220,23 +243,23 @@ def _at_cells(
 
 def _conformations(
     half: Half, stack: ParticleStack, index: Tensor, own: _Cells, objective: Objective | None
-) -> tuple[Tensor, Tensor]:
-    """At the cells: the ELBO of the law of z, and log p with z summed out by draws, [n] each."""
+) -> tuple[Tensor, ...]:
+    """At the cells: the ELBO of the law of z, log p with z summed out by draws, their error."""
     like, found = half.model.noise.sigma2, []
-    for rows in torch.arange(len(index)).split(_BLOCK):
+    for rows in torch.arange(len(index)).split(_block(half)):
         batch = stack.batch(index[rows], full_band(stack.box), like.dtype, like.device)
         _, _, seen = answer(half, objective, batch)
-        parts = _by_draws(half, batch, seen, own.rotation[rows], own.shift[rows])
-        found.append([part + own.log_mass[rows] for part in parts])
+        bound, inner, error = _by_draws(half, batch, seen, own.rotation[rows], own.shift[rows])
+        mass = own.log_mass[rows]
+        found.append((bound + mass, inner + mass, error))
     half.guide.forget()
-    bound, inner = (torch.cat(one) for one in zip(*found, strict=True))
-    return bound, inner
+    return tuple(torch.cat(one) for one in zip(*found, strict=True))
 
 
 def _by_draws(
     half: Half, batch: Batch, seen: Batch, rotation: Rotations, shift: Shifts
-) -> tuple[Tensor, Tensor]:
-    """ELBO of the law of z (as ``seen``), and the evidence, at given poses; [n] each.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ELBO of the law of z (as ``seen``), the evidence, and the error of both; [n] each.
 
     Half of the draws are the prior's, so that what the law misses is seen.
     """
@@ -244,13 +267,28 @@ def _by_draws(
     assert isinstance(part, Lawful) and model.conformation is not None
     prior, volume = model.conformation.prior(), half.guide.volume.coefficients.detach()
     wide = prior.sample((_DRAWS, len(rotation)))
-    drawn = part.law.draw(part.numbers_of(seen), _DRAWS).value if part.has_density else wide
-    value = torch.cat([drawn, wide])
-    image = model.likelihood(volume, rotation, shift, batch, value).log_prob(batch.image).double()
-    joint = image + prior.log_prob(value)
     if not part.has_density:
-        return torch.full_like(joint[0], -torch.inf), image.logsumexp(0) - log(2 * _DRAWS)
-    log_q = part.law(part.numbers_of(seen)).log_prob(value)
+        score = model.likelihood(volume, rotation, shift, batch, wide).log_prob(batch.image)
+        inner, error = _log_mean(score.double())
+        return torch.full_like(inner, -torch.inf), inner, error
+    numbers = part.numbers_of(seen)
+    value = torch.cat([part.law.draw(numbers, _DRAWS).value, wide])
+    image = model.likelihood(volume, rotation, shift, batch, value).log_prob(batch.image).double()
+    joint, log_q = image + prior.log_prob(value), part.law(numbers).log_prob(value)
     proposal = torch.logaddexp(log_q, prior.log_prob(value)) - log(2)
-    bound = (joint - log_q)[: len(drawn)].mean(0)
-    return bound, (joint - proposal).logsumexp(0) - log(2 * _DRAWS)
+    ratio = (joint - log_q)[:_DRAWS]
+    inner, error = _log_mean(joint - proposal)
+    return ratio.mean(0), inner, torch.hypot(error, ratio.std(0) / _DRAWS**0.5)
+
+
+def _log_mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the mean of exponentials of [K, n], and its standard error, [n] each."""
+    count = len(values)
+    weight = torch.softmax(values, 0)
+    error = (count * weight.square().sum(0) - 1).clamp(min=0).sqrt() / count**0.5
+    return values.logsumexp(0) - log(count), error
+
+
+def _block(half: Half) -> int:
+    """Images whose draws are scored together."""
+    return max(1, _BYTES // (2 * _DRAWS * 16 * len(half.model.band)))

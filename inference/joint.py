@@ -93,7 +93,8 @@ class Joint:
         Whether noise spectra follow the residual.
     anneal
         Factor of held noise spectra at the start; it falls to 1, geometrically, while the band
-        grows. (Spectra that follow the residual start high by themselves.)
+        grows. (Spectra that follow the residual start high by themselves; searches see the held
+        ones.)
     held
         Sites (``volume``, ``rotation``, ``shift``, ``conformation``, ``contrast``, ``defocus``)
         that stay as they are, and up to which share of the steps: a pose-only phase is
@@ -184,8 +185,10 @@ class Joint:
             yield
             return
         model.noise.sigma2 = held * self.anneal**left
-        yield
-        model.noise.sigma2 = held
+        try:
+            yield
+        finally:
+            model.noise.sigma2 = held
 
     def _ascend(
         self, half: Half, stack: ParticleStack, optimizer: Adam, step: int, noise: bool

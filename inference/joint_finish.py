@@ -11,7 +11,7 @@ from cryoprob.inference.joint import JointState
 from cryoprob.inference.latent import line
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.objectives.base import Objective
-from cryoprob.inference.objectives.symmetric import turned
+from cryoprob.inference.objectives.symmetric import turned, turned_back
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
@@ -95,10 +95,11 @@ def answer(
         return turns, moves, batch
     flip = objective.flipped(half.model, guide, volume, batch)
     guide.forget()
-    seen, sign = turned(batch, flip), 1 - 2 * flip.to(batch.ctf)[:, None]
+    seen = turned(batch, flip)
     turns, moves = (part.mode(seen) for part in guide.drawn)
-    back = torch.cat([sign, sign, torch.ones_like(sign)], 1)
-    return back[..., None] * turns, sign * moves, seen
+    back, away = turned_back(turns, moves)
+    pair = torch.where(flip[:, None, None], back, turns), torch.where(flip[:, None], away, moves)
+    return *pair, seen
 
 
 def _conformation(part: object, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -170,6 +170,9 @@ class Schedule:
         require(fits, "volume", expected="point, where there are classes", got=self.volume)
         words = " or ".join(_M_STEPS)
         require(self.m_step in _M_STEPS, "m_step", expected=words, got=repr(self.m_step))
+        fits = self.anneal == 1 or (self.anneal > 1 and self.beta > 0)
+        wanted = "1, or above 1 beside a beta, which holds the noise"
+        require(fits, "anneal", expected=wanted, got=f"{self.anneal:g}")
         for name in _POSITIVE:
             value = getattr(self, name)
             require(value > 0, name, expected="a positive number", got=str(value))

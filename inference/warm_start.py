@@ -1,4 +1,4 @@
-"""Any volume started from a map: weights that give the map's slices, whatever the conformation."""
+"""Any volume started from a map: weights that give its slices, whatever the conformation."""
 
 from math import cos, pi
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryoprob.checks import require
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.models.conformations.base import Conformation
 from cryoprob.models.volumes.base import Volume
@@ -27,7 +28,10 @@ def imitate(
     steps: int = 300,
     rate: float = 0.1,
 ) -> Tensor:
-    """Coefficients of a volume whose slices are those of a map, by Adam on random slices.
+    """Coefficients of a volume whose slices are near those of a map, by Adam on random slices.
+
+    Squared errors count alike in all shells, so that the strong ones come first: shells of little
+    power are left to the images.
 
     Parameters
     ----------
@@ -43,7 +47,14 @@ def imitate(
         Of views and conformations.
     steps, rate
         Of Adam, in units of a coefficient's usual size; the rate falls to zero.
+
+    Raises
+    ------
+    InputError
+        If the map is zero.
     """
+    got = "a map of zeros"
+    require(bool(density.any()), "reference", expected="a map of a molecule", got=got)
     kind: dict[str, Any] = {"dtype": density.dtype, "device": density.device}
     aim = FourierVoxels(density.shape[-1], radius=volume.band.radius, **kind)
     found = start.detach().clone().requires_grad_()

@@ -1,5 +1,7 @@
 """Amplitudes of the images' signals as a latent site."""
 
+from math import inf
+
 import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
@@ -33,7 +35,7 @@ class GaussianContrast(LocalPrior):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        require(scale > 0, "contrast scale", expected="a positive number", got=str(scale))
+        require(0 < scale < inf, "contrast scale", expected="a positive number", got=str(scale))
         self.register_buffer("scale", torch.tensor(scale, dtype=dtype, device=device))
 
     def prior(self) -> TorchDistribution:

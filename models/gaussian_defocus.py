@@ -1,6 +1,6 @@
 """Errors of the given defocus as a latent site, on the line or on quadrature nodes."""
 
-from math import pi
+from math import inf, pi
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class GaussianDefocus(LocalPrior):
     ) -> None:
         super().__init__()
         wanted = "a positive length (Angstrom)"
-        require(scale_A > 0, "defocus scale", expected=wanted, got=str(scale_A))
+        require(0 < scale_A < inf, "defocus scale", expected=wanted, got=str(scale_A))
         fits = nodes == 0 or 2 <= nodes <= _MOST
         require(fits, "defocus nodes", expected=f"0, or 2 to {_MOST}", got=str(nodes))
         self.enumerable = nodes > 0

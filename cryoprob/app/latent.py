@@ -12,7 +12,7 @@ from cryoprob.app.latent_plot import plot_latent
 from cryoprob.app.words import facts, say, table
 from cryoprob.checks import InputError, require
 from cryoprob.inference.config import FitConfig
-from cryoprob.inference.conformation_budget import conformation_budget
+from cryoprob.inference.conformation_budget import check_priced, conformation_budget
 from cryoprob.inference.half import Half
 from cryoprob.inference.latent import centers, line, nearest, principal_axes, region_shares
 from cryoprob.inference.presets.base import Built
@@ -28,7 +28,7 @@ from cryoprob.types import Maps
 
 __all__ = ["Latent", "show_latent"]
 
-_NODES = 5
+_NODES = 7
 
 _LEAST = 0.01
 """Posterior weight below which a particle is left out of a region's table."""
@@ -91,6 +91,8 @@ def show_latent(
     chosen = torch.stack([_point(text, size) for text in at]) if at else found.mean[:0]
     built, stack = reload(out)
     half = built.half
+    if price:
+        check_priced(half, _NODES)
     axes, (points, _) = principal_axes(found.mean), centers(found.mean, count, seed)
     path, folder = line(found.mean, steps, axis - 1), out / "latent"
     folder.mkdir(exist_ok=True)
@@ -186,9 +188,16 @@ def _tell_price(out: Path, built: Built, stack: ParticleStack, count: int, seed:
     options: dict[str, Any] = {"order": order, "nodes": _NODES, "seed": seed}
     options["objective"] = built.objective
     found = conformation_budget(half, stack, index, plan, **options)
-    names = ("Log evidence", "What is reached", "Price of one pose", "Price of q of z")
+    names = ("Log evidence", "ELBO of one cell", "Price of one pose", "Price of q of z")
     parts = (found.evidence, found.bound, found.pose, found.conformation)
-    known = isinstance(half.guide.rotation, Known)
-    how = "poses known" if known else f"rotations of order {order}, {_NODES} nodes of z an axis"
     rows = [(name, f"{float(part.mean()):.2f}") for name, part in zip(names, parts, strict=True)]
+    error = float(found.error.square().sum().sqrt()) / len(index)
+    rows.append(("Error of draws of z", f"{error:.2f}"))
+    known = isinstance(half.guide.rotation, Known)
+    if not known:
+        fewer = options | {"nodes": _NODES // 2 + 1}
+        coarse = conformation_budget(half, stack, index, plan, **fewer)
+        change = float((found.pose - coarse.pose).abs().mean())
+        rows.append(("Error of nodes of z", f"{change:.2f}"))
+    how = "poses known" if known else f"rotations of order {order}, {_NODES} nodes of z an axis"
     facts(rows, f"Nats per image ({len(index)} images, {how})")

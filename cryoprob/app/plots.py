@@ -143,7 +143,7 @@ def _views(volume: Maps) -> list[Tensor]:
 
 
 def draw_picture(ax: Axes, image: Tensor, limits: tuple[float, float]) -> None:
-    """An image in grey, between two values."""
+    """An image in gray, between two values."""
     low, high = limits
     ax.imshow(image.numpy(), cmap="gray", origin="lower", vmin=low, vmax=high)
     ax.set_xticks([])

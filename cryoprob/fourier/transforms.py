@@ -59,7 +59,7 @@ def crop_images(images: Images, box: int) -> Images:
     """Resample images to ``box`` pixels over the same field of view; noise keeps its variance.
 
     Unitary coefficients are kept as they are, so white noise of variance sigma2 stays white with
-    sigma2; grey values grow by ``D / box`` (see :func:`crop_map` for the map that goes with them).
+    sigma2; gray values grow by ``D / box`` (see :func:`crop_map` for the map that goes with them).
     """
     return images if images.shape[-1] == box else ifft2(_resize(fft2(images), box, _PLANE)).real
 

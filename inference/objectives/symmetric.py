@@ -10,8 +10,9 @@ from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.objectives.base import Objective, log_terms
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
+from cryoprob.types import Rotations, Shifts
 
-__all__ = ["Symmetric", "turned"]
+__all__ = ["Symmetric", "turned", "turned_back"]
 
 
 def turned(batch: Batch, where: Tensor | None = None) -> Batch:
@@ -61,13 +62,19 @@ class Symmetric(Objective):
     ) -> Tensor:
         """Of the image and of the turned one, [2, N]."""
         ratios = []
-        for poses in (guide.draw(batch, 1), _turned_back(guide.draw(turned(batch), 1))):
+        for poses in (guide.draw(batch, 1), _back(guide.draw(turned(batch), 1))):
             terms = log_terms(model, guide, volume, poses, batch)
             ratio = terms.likelihood + terms.prior - poses.log_q
             ratios.append((poses.log_weight.exp() * ratio).sum(0))
         return torch.stack(ratios)
 
 
-def _turned_back(poses: Poses) -> Poses:
-    half = torch.tensor([-1.0, -1.0, 1.0]).to(poses.rotation)
-    return replace(poses, rotation=half[:, None] * poses.rotation, shift=-poses.shift)
+def turned_back(rotation: Rotations, shift: Shifts) -> tuple[Rotations, Shifts]:
+    """Poses [*, 3, 3] and [*, 2] of images, from those of the images turned by 180 degrees."""
+    half = torch.tensor([-1.0, -1.0, 1.0]).to(rotation)
+    return half[:, None] * rotation, -shift
+
+
+def _back(poses: Poses) -> Poses:
+    rotation, shift = turned_back(poses.rotation, poses.shift)
+    return replace(poses, rotation=rotation, shift=shift)

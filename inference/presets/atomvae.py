@@ -50,7 +50,7 @@ PRESET = Preset(
         "Needs --reference model.pdb, which is centered. One convolutional encoder gives normal q"
         " of rotation, shift and z; the bound is importance-weighted over 8 draws of them all;"
         " poses alone in the first 40 %, displacements at 0. Gaussians of residues in place of"
-        " heavy atoms; bonds and distances as factors; grey scale by evidence on a grid; the noise"
+        " heavy atoms; bonds and distances as factors; gray scale by evidence on a grid; the noise"
         " is learned. From random poses noisy images of all views do not lead the encoder to the"
         " right ones (nor the paper's): search poses with another preset and take cryofold there."
     ),

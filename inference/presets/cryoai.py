@@ -7,7 +7,7 @@ from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.networks import network
-from cryoprob.inference.presets.references import warmed
+from cryoprob.inference.presets.references import held_first, warmed
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 
@@ -25,8 +25,8 @@ def build(scene: Scene) -> Built:
     turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
     start = Point(scene.put(volume.start(scene.generator)))
     guide = Guide(rotation=turns, shift=moves, volume=start)
-    first = min(4, box // 2 - 1)
-    return warmed(scene, scene.train(scene.model(volume), guide, Symmetric(), first_radius=first))
+    options = {"first_radius": min(4, box // 2 - 1), "held": held_first(scene)}
+    return warmed(scene, scene.train(scene.model(volume), guide, Symmetric(), **options))
 
 
 PRESET = Preset(

@@ -10,13 +10,11 @@ from cryoprob.inference.laws.vectors import DiracVector
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
 from cryoprob.inference.presets.networks import coordinates, network
-from cryoprob.inference.presets.references import warmed
+from cryoprob.inference.presets.references import POSES_ONLY, held_first, warmed
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 
 __all__ = ["PRESET"]
-
-_POSES_ONLY = 0.3
 
 
 def build(scene: Scene) -> Built:
@@ -32,8 +30,8 @@ def build(scene: Scene) -> Built:
     turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
     start = Point(scene.put(volume.start(scene.generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    first = ["conformation", *(["volume"] if scene.references else [])]
-    options = {"first_radius": min(4, box // 2 - 1), "held": dict.fromkeys(first, _POSES_ONLY)}
+    held = {"conformation": POSES_ONLY, **held_first(scene)}
+    options = {"first_radius": min(4, box // 2 - 1), "held": held}
     return warmed(scene, scene.train(model, guide, Symmetric(), **options))
 
 

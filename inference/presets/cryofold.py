@@ -36,7 +36,7 @@ PRESET = Preset(
         " residue, at C-alpha and side chain (one where the file has C-alphas alone), heavy as"
         " their electrons and of one width; a network of z moves them; bonds keep the structure's"
         " lengths to 0.3 A, as a factor of the model. Poses from the file; the mean structure is"
-        " free beside the network; the grey scale is regressed once; the noise is learned."
+        " free beside the network; the gray scale is regressed once; the noise is learned."
     ),
     config={"poses": "known"},
     plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0},

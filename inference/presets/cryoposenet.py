@@ -5,7 +5,7 @@ from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.rotations import DiracRotation
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
-from cryoprob.inference.presets.references import warmed
+from cryoprob.inference.presets.references import held_first, warmed
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.volumes.real_voxels import RealVoxels
@@ -23,7 +23,8 @@ def build(scene: Scene) -> Built:
     turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
     start = Point(scene.put(volume.start(scene.generator)))
     guide = Guide(rotation=turns, shift=scene.nowhere, volume=start)
-    return warmed(scene, scene.train(scene.model(volume), guide, ProfileLogJoint()))
+    held = held_first(scene)
+    return warmed(scene, scene.train(scene.model(volume), guide, ProfileLogJoint(), held=held))
 
 
 PRESET = Preset(

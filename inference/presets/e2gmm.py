@@ -50,7 +50,7 @@ PRESET = Preset(
         " images, weighted by what they can reach over white noise (von Mises-Fisher) where the"
         " paper has their mean; z of a fixed width 0.1, read off the gradient of the score in the"
         " neutral model as in the paper; held in the first 40 %. Here z moves centers only; its"
-        " prior is normal; poses from the file. From nothing (gaussians=300, no grey scale) or"
+        " prior is normal; poses from the file. From nothing (gaussians=300, no gray scale) or"
         " --reference model.pdb that lies in the frame of the poses."
     ),
     config={"poses": "known"},

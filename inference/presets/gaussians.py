@@ -71,7 +71,7 @@ def _displacement(scene: Scene, count: int) -> ResidualDisplacements:
 def molecule(
     scene: Scene, found: Residues, *, docked: bool, free: Iterable[str] = ()
 ) -> GaussianMixture:
-    """Gaussians at the residues, displaced by z, on the images' grey scale.
+    """Gaussians at the residues, displaced by z, on the images' gray scale.
 
     That is regressed at the poses of the file; or, undocked, found by evidence on a pose grid.
     """

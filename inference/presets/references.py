@@ -1,4 +1,4 @@
-"""What a scene's reference map starts: its grey scale, and volumes that are no maps."""
+"""What a scene's reference map starts: its gray scale, and volumes that are no maps."""
 
 from dataclasses import replace
 
@@ -14,7 +14,15 @@ from cryoprob.inference.warm_start import imitate
 from cryoprob.models.volumes.fourier_voxels import FourierVoxels
 from cryoprob.types import Maps
 
-__all__ = ["found_factor", "warmed"]
+__all__ = ["POSES_ONLY", "found_factor", "held_first", "warmed"]
+
+POSES_ONLY = 0.3
+"""Share of the training in which encoders learn poses alone."""
+
+
+def held_first(scene: Scene) -> dict[str, float]:
+    """Encoders of poses learn at a reference that is held in a first phase (``Joint.held``)."""
+    return {"volume": POSES_ONLY} if scene.references else {}
 
 
 def found_factor(scene: Scene, density: Maps) -> float:
@@ -31,15 +39,16 @@ def found_factor(scene: Scene, density: Maps) -> float:
 def warmed(scene: Scene, built: Built, *, known: bool = False) -> Built:
     """The system with a warm start from the scene's reference, where there is one.
 
-    Its grey scale is regressed at the ``known`` poses of the file, or found by evidence on a grid.
+    Its gray scale is regressed at the ``known`` poses of the file, or found by evidence on a grid.
     """
-    density, model = scene.start, built.half.model
-    if density is None:
+    model, place = built.half.model, built.half.guide.volume.coefficients
+    if not scene.references:
         return built
-    given, place = density, built.half.guide.volume.coefficients
 
     def begin() -> None:
         """Volumes that are maps take it; others learn to give its slices for every z."""
+        given = scene.start
+        assert given is not None
         alone = scene.model(FourierVoxels(len(given), **scene.kind))
         if known:
             wanted = regressed_amplitude(alone, given, scene.stack) * given

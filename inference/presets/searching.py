@@ -41,8 +41,7 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
     held: dict[str, float] = {"rotation": 1.0, "shift": 1.0}
     options: dict[str, Any] = {"first_radius": min(6, stack.box // 2 - 1), "held": held}
     built = scene.train(scene.model(volume, prior), guide, ProfileLogJoint(), **options)
-    shares = (first if not scene.references else 0.0, every)
-    begun, period = (round(share * built.steps) for share in shares)
+    begun, period = (max(1, round(share * built.steps)) for share in (first, every))
     assert isinstance(built.algorithm, Joint)
-    turn = Alternating(built.algorithm, plan, search, begun, max(1, period))
+    turn = Alternating(built.algorithm, plan, search, 0 if scene.references else begun, period)
     return warmed(scene, replace(built, algorithm=turn))

@@ -339,7 +339,7 @@ def test_steps_of_em(count, name, poses, device):
         agree(one.guide.volume.coefficients.data, other.guide.volume.coefficients.data)
 
 
-def test_the_grey_scale_of_a_reference(device):
+def test_the_gray_scale_of_a_reference(device):
     problem, found = make_problem(n=6), []
     for place in (device, CPU):
         half = halves(problem, place, 1)[0]

@@ -263,7 +263,7 @@ def test_a_reference_of_another_size_is_refused(experiment, tmp_path):
         run_fit(config(experiment, reference=str(tmp_path / "big.mrc")), tmp_path / "fit")
 
 
-def test_the_grey_scale_of_a_reference_is_found(experiment, tmp_path):
+def test_the_gray_scale_of_a_reference_is_found(experiment, tmp_path):
     """A reference a hundred times too strong ends at the same evidence, within a nat per image."""
     volume, _ = read_map(experiment.truth_map)
     write_map(tmp_path / "strong.mrc", 100 * volume, PIXEL)

@@ -1,4 +1,4 @@
-"""Warm starts: a network that gives a map's slices, on the images' grey scale."""
+"""Warm starts: a network that gives a map's slices, on the images' gray scale."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_presets_begin_at_the_reference(name, drawn):
     density = model.volume.density(volume, state)
     assert fsc(density, shown)[1:3].min() > 0.9
     factor = float((density * shown).sum() / shown.square().sum())
-    # the images' grey scale: known poses say it well, a ladder of factors of 2^(1/2) less so
+    # the images' gray scale: known poses say it well, a ladder of factors of 2^(1/2) less so
     assert 0.5 < factor < 1.6
 
 

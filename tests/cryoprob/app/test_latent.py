@@ -102,9 +102,9 @@ def test_what_the_law_of_z_costs(fitted):
     told = run(out, "--centers", 2, "--steps", 2, "--price", 9)
     assert told.exit_code == 0 and "9 images, poses known" in told.stdout
     values = {}
-    for name in ("Log evidence", "What is reached", "Price of one pose", "Price of q of z"):
+    for name in ("Log evidence", "ELBO of one cell", "Price of one pose", "Price of q of z"):
         row = next(line for line in told.stdout.splitlines() if name in line)
         values[name] = float(row.replace("│", " ").split()[-1])
     assert values["Price of one pose"] == 0
-    rest = values["What is reached"] + values["Price of q of z"]
+    rest = values["ELBO of one cell"] + values["Price of q of z"]
     assert values["Log evidence"] == pytest.approx(rest, abs=0.02)  # two decimals each

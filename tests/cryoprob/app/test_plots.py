@@ -34,7 +34,7 @@ def test_maps_show_projections_in_place(tmp_path, monkeypatch):
     expected = [v for m in (truth, found) for v in (m.sum(0), m.sum(1), m.sum(2), m[8])]
     assert all(np.allclose(a, b) for a, b in zip(shown, expected, strict=True))
     limits = [ax.get_images()[0].get_clim() for ax in figures[0].axes]
-    assert limits[:4] == limits[4:]  # the same grey means the same density
+    assert limits[:4] == limits[4:]  # the same gray means the same density
 
 
 def test_fsc_curves_and_their_ticks(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def waves(box, modes):
 
 @pytest.mark.parametrize(("size", "box"), [(12, 8), (10, 4), (8, 12)])
 def test_crop_of_an_image_resamples_it(size, box):
-    # waves below both Nyquist frequencies, read off at the new pixels: grey values grow by D / box
+    # waves below both Nyquist frequencies, read off at the new pixels: gray values grow by D / box
     modes = [(1.0, (1, 0), 0.3), (0.7, (-1, 1), 1.1), (0.4, (0, 0), 0.0), (0.5, (1, 1), 2.0)]
     cropped = crop_images(waves(size, modes), box)
     torch.testing.assert_close(cropped, waves(box, modes) * size / box, **TIGHT)

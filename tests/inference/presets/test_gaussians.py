@@ -1,4 +1,4 @@
-"""Presets of Gaussians: structures and their grey scale, phases, and what is refused."""
+"""Presets of Gaussians: structures and their gray scale, phases, and what is refused."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def system(drawn, name, **options):
     return system_of(settings, stack), stack
 
 
-def test_the_grey_scale_of_a_structure(drawn):
+def test_the_gray_scale_of_a_structure(drawn):
     """Images say it, whatever the structure's own; a volume that is brighter gets less."""
     (built, stack) = system(drawn, "cryofold")
     model, volume = built.half.model, built.half.model.volume
