@@ -14,13 +14,14 @@ from cryoprob.checks import InputError, require
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.conformation_budget import check_priced, conformation_budget
 from cryoprob.inference.half import Half
-from cryoprob.inference.latent import centers, line, nearest, principal_axes, region_shares
+from cryoprob.inference.latent import centers, line, nearest, region_shares
 from cryoprob.inference.presets.base import Built
 from cryoprob.inference.reload import reload
 from cryoprob.inference.treatments.known import Known
 from cryoprob.io.export import write_particles
 from cryoprob.io.files import replacing
 from cryoprob.io.mrc_writer import write_map
+from cryoprob.metrics.principal_axes import principal_axes
 from cryoprob.metrics.principal_curve import principal_curve
 from cryoprob.models.conformations.gaussian import GaussianConformation
 from cryoprob.particles import ParticleStack

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from cryoprob.checks import require
+from cryoprob.metrics.principal_axes import principal_axes
 
 __all__ = ["PrincipalCurve", "principal_curve"]
 
@@ -72,7 +73,8 @@ def principal_curve(values: Tensor) -> PrincipalCurve:
     require(fits, "coordinates", expected="[N, size], N of 2 or more", got=got)
     finite = bool(torch.isfinite(values).all())
     require(finite, "coordinates", expected="finite numbers", got="NaN or infinity")
-    points = _principal(values.detach().cpu().double().numpy())
+    cloud = values.detach().cpu().double()
+    points = principal_axes(cloud).project(cloud)[:, :_AXES].numpy()
     leading, whole = points[:, 0], float(points.var(0).sum())
     place, best, bent = leading, float(points[:, 1:].var(0).sum()), False
     if best > 0:
@@ -84,15 +86,6 @@ def principal_curve(values: Tensor) -> PrincipalCurve:
     first, along = torch.from_numpy(leading.copy()), torch.from_numpy(place - place.min())
     share, device = best / whole if whole > 0 else 0.0, values.device
     return PrincipalCurve(first.to(device), along.to(device), share, bent)
-
-
-def _principal(values: _Array) -> _Array:
-    """The first principal coordinates, [N, 3 at most], each with its largest weight positive."""
-    away = values - values.mean(0)
-    axes = np.linalg.svd(away, full_matrices=False)[2][:_AXES]
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
-    found: _Array = away @ (axes * np.sign(largest)).T
-    return found
 
 
 def _curves(points: _Array) -> Iterator[tuple[_Array, float]]:

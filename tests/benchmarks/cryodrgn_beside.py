@@ -38,10 +38,10 @@ from conformations import frame_maps, likeness
 from drgn_program import conformations, cryodrgn_rate, prepare, train, volumes
 
 from cryoprob.inference.config import FitConfig
-from cryoprob.inference.latent import principal_axes
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.reload import system_of
 from cryoprob.inference.schedule import Schedule
+from cryoprob.metrics.principal_axes import principal_axes
 from cryoprob.particles import ParticleStack
 
 SIZES = ((2, 256, 3), (8, 1024, 3))

@@ -34,13 +34,13 @@ from judged import arguments, fitted, pixels
 from mixtures import NO_CTF, NO_NOISE, Truth, mixed, written
 
 from cryoprob.gaussians import gaussian_density
-from cryoprob.inference.latent import principal_axes
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.treatments.known import Known
 from cryoprob.io.structures import Atoms, read_structure
 from cryoprob.metrics.alignment import align_maps
 from cryoprob.metrics.fsc import fsc
 from cryoprob.metrics.pose_error import align_poses, pose_error
+from cryoprob.metrics.principal_axes import principal_axes
 
 BOX, PIXEL_SIZE = 64, 1.5
 SD = 0.6 * PIXEL_SIZE

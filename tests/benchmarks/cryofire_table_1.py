@@ -36,7 +36,7 @@ from mixtures import Truth, mixed, written
 from cryoprob.inference.alternating import search_poses
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.half import Half
-from cryoprob.inference.latent import centers, principal_axes
+from cryoprob.inference.latent import centers
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.result import FitResult
@@ -46,6 +46,7 @@ from cryoprob.metrics.alignment import align_maps
 from cryoprob.metrics.fsc import fsc
 from cryoprob.metrics.motion import Motion
 from cryoprob.metrics.pose_error import align_poses
+from cryoprob.metrics.principal_axes import principal_axes
 from cryoprob.particles import ParticleStack
 
 SHARE, STATES, PASSES = 0.1, 16, 2

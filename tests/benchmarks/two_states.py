@@ -38,7 +38,7 @@ from cryoprob.inference.conformation_budget import conformation_budget
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.half import Half
-from cryoprob.inference.latent import centers, principal_axes
+from cryoprob.inference.latent import centers
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.loop import Quiet
 from cryoprob.inference.presets.base import Built, Scene
@@ -52,6 +52,7 @@ from cryoprob.io.mrc_writer import write_map
 from cryoprob.metrics.alignment import align_maps
 from cryoprob.metrics.fsc import fsc, last_shell
 from cryoprob.metrics.pose_error import align_poses, pose_error
+from cryoprob.metrics.principal_axes import principal_axes
 from cryoprob.particles import ParticleStack
 
 SHARE = 0.25

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cryoprob.checks import InputError
-from cryoprob.inference.latent import centers, line, nearest, principal_axes, region_shares
+from cryoprob.inference.latent import centers, line, nearest, region_shares
+from cryoprob.metrics.principal_axes import principal_axes
 
 F64 = torch.float64
 
