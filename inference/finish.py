@@ -127,7 +127,8 @@ def verdict(
     if kind == "profile_log_joint":
         return (
             f"{close}At their best poses the images lie {gain:.1f} nats each above noise alone; a"
-            " profile log joint bounds nothing, so look at `cryoprob compare` before trusting it."
+            " profile log joint bounds nothing: count what it lacks (`cryoprob compare`, or of a"
+            " preset `cryoprob latent DIR --price 100`) before trusting it."
         )
     return (
         f"{close}The map explains the images by {gain:.1f} nats per image more than noise alone."

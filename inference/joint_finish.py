@@ -8,7 +8,7 @@ from cryoprob.inference.build import noise_log_density
 from cryoprob.inference.finish import verdict
 from cryoprob.inference.half import Half
 from cryoprob.inference.joint import JointState
-from cryoprob.inference.latent import line
+from cryoprob.inference.latent import collapse, line
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.objectives.symmetric import turned, turned_back
@@ -17,6 +17,7 @@ from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.inference.treatments.base import Drawn, Lawful
 from cryoprob.inference.treatments.known import Known
+from cryoprob.models.conformations.gaussian import GaussianConformation
 from cryoprob.particles import Batch, ParticleStack
 from cryoprob.types import Maps, Rotations, Shifts
 
@@ -35,12 +36,15 @@ def finish_joint(
         bound, rotation, shift, mean, std = _look(half, stack, objective)
         volume = half.guide.volume.coefficients.detach()
         states = states_of(half, mean, std) if mean.shape[1] else None
+        doubt = ""
+        if isinstance(half.model.conformation, GaussianConformation):
+            doubt = collapse(std, half.model.conformation.scale)
         if states is None:
             density = half.model.volume.density(volume)
         else:
             density = half.model.volume.density(volume, mean.mean(0).to(volume))
     posterior = summary_at(bound, rotation, shift)
-    known = isinstance(half.guide.rotation, Known)
+    known, noise = isinstance(half.guide.rotation, Known), noise_log_density(stack)
     last = half.model.band
     return FitResult(
         volume=density.cpu(),
@@ -50,7 +54,7 @@ def finish_joint(
         criterion="the band of the training; no half sets",
         posterior=posterior,
         history=state.history,
-        trust=verdict(posterior, noise_log_density(stack), [], known, objective.kind),
+        trust=f"{verdict(posterior, noise, [], known, objective.kind)} {doubt}".rstrip(),
         fitted=half,
         states=states,
     )

@@ -8,9 +8,12 @@ from torch import Tensor
 from cryoprob.checks import require
 from cryoprob.metrics.principal_axes import principal_axes
 
-__all__ = ["centers", "line", "nearest", "region_shares"]
+__all__ = ["centers", "collapse", "line", "nearest", "region_shares"]
 
 _DRAWS = 256
+
+_COLLAPSED = 0.05
+"""Share of a coordinate's prior variance below which an image tells next to nothing of it."""
 
 
 def line(values: Tensor, count: int, axis: int = 0) -> Tensor:
@@ -77,3 +80,22 @@ def region_shares(mean: Tensor, std: Tensor, points: Tensor, seed: int) -> Tenso
         white = torch.randn(mean.shape, generator=generator, dtype=torch.float64).to(mean)
         found[rows, torch.cdist(mean + std * white, points).argmin(1)] += 1 / _DRAWS
     return found
+
+
+def collapse(std: Tensor, prior_width: Tensor) -> str:
+    """A sentence where normal posteriors are hardly narrower than the prior; else nothing.
+
+    Parameters
+    ----------
+    std
+        Posterior standard deviations of N images, [N, size]; zeros where q is a Dirac.
+    prior_width
+        The prior's, [size].
+    """
+    told = 1 - (std / prior_width.to(std)).square().mean(0)
+    if std.numel() == 0 or float(told.max()) > _COLLAPSED:
+        return ""
+    return (
+        "The images say almost nothing of the conformation (q of it is as wide as its prior):"
+        " clusters and paths of it mean nothing."
+    )

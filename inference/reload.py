@@ -34,6 +34,10 @@ def system_of(config: FitConfig, stack: ParticleStack) -> Built:
         wanted = "a fit of a preset that is no EM of maps (cryodrgn, cryofire, ...)"
         got = config.preset or f"--family {config.family}"
         raise InputError("preset", expected=wanted, got=got)
+    ignored = {"half sets": config.half_sets, f"--family {config.family}": _other(config.family)}
+    got = ", ".join(name for name, given in ignored.items() if given)
+    wanted = f"settings that {preset.name} has"
+    require(not got, "preset", expected=wanted, got=got, remedy="Leave them out.")
     with seeded(config.seed):  # the weights of encoders
         return preset.build(scene_of(config, stack))
 
@@ -62,3 +66,8 @@ def reload(out: str | Path) -> tuple[Built, ParticleStack]:
         raise InputError(str(checkpoint), expected=wanted, got=got, remedy=remedy) from error
     built.settle()
     return built, stack
+
+
+def _other(family: str) -> bool:
+    """It is not the default, which stands for none here."""
+    return family != FitConfig.family

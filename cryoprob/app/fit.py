@@ -194,12 +194,12 @@ def _announce(config: FitConfig, out: Path, resume: bool) -> None:
 
 
 def _conclude(result: "FitResult", out: Path) -> None:
-    last = result.history[-1]
+    last, found = result.history[-1], float(result.posterior.bound.mean())
     divergence = f"{last.get('volume_kl', 0):.0f} nats, KL(q || prior), in total"
     facts(
         [
             ("Resolution", f"{angstrom(result.resolution_A)} ({result.criterion})"),
-            (_KINDS[last["kind"].split(",")[0]], f"{last['bound']:.2f} nats per image"),
+            (_KINDS[last["kind"].split(",")[0]], f"{found:.2f} nats per image"),
             *([("Map's q", divergence)] if "volume_kl" in last else []),
             ("Steps", str(len(result.history))),
             ("Map", str(out / "volume.mrc")),

@@ -14,7 +14,7 @@ from cryoprob.checks import InputError, require
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.conformation_budget import check_priced, conformation_budget
 from cryoprob.inference.half import Half
-from cryoprob.inference.latent import centers, line, nearest, region_shares
+from cryoprob.inference.latent import centers, collapse, line, nearest, region_shares
 from cryoprob.inference.presets.base import Built
 from cryoprob.inference.reload import reload
 from cryoprob.inference.treatments.known import Known
@@ -97,6 +97,8 @@ def show_latent(
     axes, (points, _) = principal_axes(found.mean), centers(found.mean, count, seed)
     path, folder = line(found.mean, steps, axis - 1), out / "latent"
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*_[0-9]*.*"):  # of other numbers of centers and steps
+        old.unlink()
     volume = half.guide.volume.coefficients.detach()
 
     def density(point: Tensor) -> Maps:
@@ -118,6 +120,8 @@ def show_latent(
     names = ("UMAP 1", "UMAP 2") if umap else ("principal axis 1", "principal axis 2")
     plot_latent(folder / "latent.png", pictured, pictured[near[0]], pictured[near[1]], names)
     _tell(found, axes.variance, _prior_width(half), shares.mean(0), folder)
+    if doubt := collapse(found.std, _prior_width(half)):
+        say(doubt)
     if price:
         _tell_price(out, built, stack, price, seed)
 
@@ -189,16 +193,25 @@ def _tell_price(out: Path, built: Built, stack: ParticleStack, count: int, seed:
     options: dict[str, Any] = {"order": order, "nodes": _NODES, "seed": seed}
     options["objective"] = built.objective
     found = conformation_budget(half, stack, index, plan, **options)
-    names = ("Log evidence", "ELBO of one cell", "Price of one pose", "Price of q of z")
-    parts = (found.evidence, found.bound, found.pose, found.conformation)
-    rows = [(name, f"{float(part.mean()):.2f}") for name, part in zip(names, parts, strict=True)]
-    error = float(found.error.square().sum().sqrt()) / len(index)
-    rows.append(("Error of draws of z", f"{error:.2f}"))
     known = isinstance(half.guide.rotation, Known)
+    error = float(found.error.square().sum().sqrt()) / len(index)
+    worth = _worth(Latent.read(out), _prior_width(half))
+    parts = [("Log evidence", found.evidence), ("ELBO", found.bound)]
+    parts += [] if known else [("Price of one pose (its cell)", found.pose)]
+    rows = [(name, f"{float(part.mean()):.2f}") for name, part in parts]
+    rows.append(("Price of q of z", f"{float(found.conformation.mean()):.2f} +- {error:.2f}"))
+    rows.append(("Told of z: KL(q || prior)", f"{worth:.2f}"))
     if not known:
         fewer = options | {"nodes": _NODES // 2 + 1}
         coarse = conformation_budget(half, stack, index, plan, **fewer)
         change = float((found.pose - coarse.pose).abs().mean())
-        rows.append(("Error of nodes of z", f"{change:.2f}"))
+        rows.append(("Error by the nodes of z", f"{change:.2f}"))
     how = "poses known" if known else f"rotations of order {order}, {_NODES} nodes of z an axis"
     facts(rows, f"Nats per image ({len(index)} images, {how})")
+
+
+def _worth(found: Latent, width: Tensor) -> float:
+    """Mean divergence of normal posteriors from the prior, nats; infinite for Diracs."""
+    ratio = (found.std / width).square()
+    divergence = ratio + (found.mean / width).square() - 1 - ratio.log()
+    return float(divergence.sum(1).mean()) / 2

@@ -12,11 +12,11 @@ __all__ = ["PRESET"]
 
 def build(scene: Scene) -> Built:
     """Encoder, normal q of z, coordinate network; both networks raised together."""
-    generator = scene.generator
+    generator, prior = scene.generator, coordinates(scene)
     volume, (turns, moves) = network(scene, scene.plan.zdim, generator), scene.known
     state, start = read_off(scene, moves), Point(scene.put(volume.start(generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    built = scene.train(scene.model(volume, coordinates(scene)), guide, Elbo())
+    built = scene.train(scene.model(volume, prior), guide, Elbo())
     return warmed(scene, built, known=True)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from cryoprob.checks import require
 from cryoprob.inference.encoders.centering import Centering
 from cryoprob.inference.encoders.fourier_mlp import FourierMLP
 from cryoprob.inference.laws.vectors import NormalVector
@@ -26,7 +27,9 @@ def network(scene: Scene, size: int, generator: torch.Generator) -> CoordinateNe
 
 def coordinates(scene: Scene) -> GaussianConformation:
     """The prior of as many coordinates as the plan has."""
-    return GaussianConformation(scene.put(torch.ones(scene.plan.zdim)))
+    size = scene.plan.zdim
+    require(size > 0, "zdim", expected="1 or more coordinates", got=str(size))
+    return GaussianConformation(scene.put(torch.ones(size)))
 
 
 def read_off(scene: Scene, moves: Drawn) -> Amortized:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from cryoprob.app.cli import app
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.latent import collapse
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.reload import reload
 from cryoprob.inference.run import run_fit
@@ -102,9 +103,24 @@ def test_what_the_law_of_z_costs(fitted):
     told = run(out, "--centers", 2, "--steps", 2, "--price", 9)
     assert told.exit_code == 0 and "9 images, poses known" in told.stdout
     values = {}
-    for name in ("Log evidence", "ELBO of one cell", "Price of one pose", "Price of q of z"):
+    for name in ("Log evidence", "ELBO", "Price of q of z"):
         row = next(line for line in told.stdout.splitlines() if name in line)
-        values[name] = float(row.replace("│", " ").split()[-1])
-    assert values["Price of one pose"] == 0
-    rest = values["ELBO of one cell"] + values["Price of q of z"]
+        values[name] = float(row.split("+-")[0].replace("│", " ").split()[-1])
+    assert "Price of one pose" not in told.stdout  # known ones cost nothing
+    rest = values["ELBO"] + values["Price of q of z"]
     assert values["Log evidence"] == pytest.approx(rest, abs=0.02)  # two decimals each
+
+
+def test_files_of_an_earlier_call_are_gone(fitted):
+    out, _ = fitted
+    for count in (4, 2):
+        assert run(out, "--centers", count, "--steps", count, "--at", "0,0").exit_code == 0
+        assert len(list((out / "latent").glob("center_*.mrc"))) == count
+        assert len(list((out / "latent").glob("path_*.mrc"))) == count
+
+
+def test_a_conformation_that_says_nothing_is_told():
+    width = torch.tensor([1.0, 2.0])
+    assert "almost nothing" in collapse(torch.tensor([[0.99, 1.98], [0.98, 2.0]]), width)
+    assert collapse(torch.tensor([[0.99, 1.2], [0.98, 1.1]]), width) == ""
+    assert collapse(torch.zeros(3, 2), width) == ""  # Diracs
