@@ -189,7 +189,7 @@ def _written(settings, folder):
 def test_settings_that_a_system_does_not_have_are_refused(drawn, tmp_path):
     for wrong in ({"half_sets": True}, {"family": "svi"}):
         with pytest.raises(InputError, match="settings that cryofire has"):
-            run_fit(replace(config(drawn, "cryofire"), **wrong), tmp_path / "fit")
+            run_fit(replace(config(drawn, "cryofire"), **wrong), tmp_path / next(iter(wrong)))
     with pytest.raises(InputError, match="1 or more coordinates, got 0"):
         run_fit(config(drawn, "cryodrgn", zdim=0), tmp_path / "fit")
 
