@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import product
 from math import log
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 from cryoprob.particles import Batch, ParticleStack
+from cryoprob.quadrature import normal_rule
 from cryoprob.types import Rotations, Shifts
 
 __all__ = ["ConformationBudget", "check_priced", "conformation_budget", "nodes_of"]
@@ -111,9 +111,7 @@ def nodes_of(prior: GaussianConformation, count: int) -> tuple[Tensor, Tensor]:
     wanted, got = "at most 200 nodes", f"{count} along each of {size} axes"
     remedy = "Fit with a smaller zdim (--set zdim=2): searched poses are summed at every node."
     require(count > 0 and count**size <= 200, "nodes", expected=wanted, got=got, remedy=remedy)
-    places, weights = np.polynomial.hermite_e.hermegauss(count)
-    axis = torch.from_numpy(places)
-    log_weight = torch.from_numpy(np.log(weights / weights.sum()))
+    axis, log_weight = normal_rule(count)
     rows = torch.tensor(list(product(range(count), repeat=size)))
     return axis[rows] * prior.scale.double().cpu(), log_weight[rows].sum(1)
 

@@ -60,7 +60,7 @@ def e_step(
         If poses are searched whose prior is continuous, or q is on a grid and the search is not;
         if contrast or defocus is a latent site.
     """
-    _ = model.known_contrast  # else refused
+    model.require_known_imaging()
     guide.check(model)
     index = torch.arange(len(stack)) if index is None else index.cpu()
     with torch.no_grad():

@@ -86,7 +86,7 @@ def held_out(
     half = _fitted(result)
     old, index = half.model, torch.arange(len(particles)) if index is None else index
     parts = old.volume, old.rotation, old.shift, old.noise, old.pixel_size
-    _ = old.known_contrast  # new images have none; latent sites cannot be summed out
+    old.require_known_imaging()  # new images have none, and they cannot be summed out
     model = ParticleModel(*parts, Contrast(0, old.noise.sigma2.dtype, old.noise.sigma2.device))
     guide = half.guide if order is not None else _moved(half.guide, particles)
     volume = half.guide.volume.coefficients.detach()

@@ -1,10 +1,9 @@
 """Errors of the given defocus as a latent site, on the line or on quadrature nodes."""
 
-from math import inf, pi
+from math import inf
 from typing import Any
 
 import torch
-from numpy.polynomial.hermite_e import hermegauss
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.poses.grid import GridDistribution
 from cryoprob.optics import ctf
 from cryoprob.particles import Batch
+from cryoprob.quadrature import normal_rule
 
 __all__ = ["GaussianDefocus", "defocused_ctf"]
 
@@ -55,12 +55,11 @@ class GaussianDefocus(LocalPrior):
         fits = nodes == 0 or 2 <= nodes <= _MOST
         require(fits, "defocus nodes", expected=f"0, or 2 to {_MOST}", got=str(nodes))
         self.enumerable = nodes > 0
-        place, weight = hermegauss(nodes) if nodes else ([], [])
+        place, mass = normal_rule(nodes) if nodes else (torch.zeros(0), torch.zeros(0))
         kind: dict[str, Any] = {"dtype": dtype, "device": device}
-        mass = torch.as_tensor(weight, dtype=torch.float64) / (2 * pi) ** 0.5
         self.register_buffer("scale", torch.tensor(scale_A, **kind))
-        self.register_buffer("points", scale_A * torch.as_tensor(place, **kind))
-        self.register_buffer("log_mass", mass.log().to(**kind))
+        self.register_buffer("points", scale_A * place.to(**kind))
+        self.register_buffer("log_mass", mass.to(**kind))
 
     def prior(self) -> TorchDistribution:
         """The normal distribution of a number, or its nodes."""

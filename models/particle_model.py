@@ -193,9 +193,13 @@ class ParticleModel(nn.Module):
         InputError
             If one of them is a latent site.
         """
-        self._refuse(self._imaging)
+        self.require_known_imaging()
         assert isinstance(self.contrast, Contrast)
         return self.contrast
+
+    def require_known_imaging(self) -> None:
+        """Raise InputError if contrast or defocus is a latent site."""
+        self._refuse(self._imaging)
 
     def _refuse(self, latent: list[str]) -> None:
         """Raise InputError if there are sites in the list."""

@@ -52,7 +52,7 @@ class SummedPoses(Objective):
                 got=", ".join(type(one).__name__ for one in guide.sites.values()),
             )
         guide.check(model)
-        _ = model.known_contrast  # else refused: no draws of other sites
+        model.require_known_imaging()  # no draws of other sites
         guide.forget()
         level = Level.of(model)
         rotation, shift = level.rotation, level.shift

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor
 from cryoprob.app.fit import configure
 from cryoprob.fourier.bands import full_band
 from cryoprob.inference.half import Half
-from cryoprob.inference.objectives.base import log_terms
-from cryoprob.inference.objectives.symmetric import turned
+from cryoprob.inference.joint_finish import answer
+from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
+from cryoprob.inference.objectives.symmetric import Symmetric, turned, turned_back
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.run import run_fit
 from cryoprob.metrics.alignment import align_maps
 from cryoprob.metrics.fsc import last_shell
 from cryoprob.metrics.motion import Motion
-from cryoprob.particles import Batch, ParticleStack
+from cryoprob.particles import ParticleStack
 
 
 class Told:
@@ -93,7 +94,7 @@ def answers(half: Half, stack: ParticleStack) -> tuple[Tensor, Tensor]:
     own = half.guide.rotation.mode(batch)
     half.guide.forget()
     other = half.guide.rotation.mode(turned(batch))
-    return own, torch.diag(torch.tensor([-1.0, -1.0, 1.0])) @ other
+    return own, turned_back(other, own.new_zeros(len(own), 2))[0]
 
 
 @dataclass
@@ -109,31 +110,17 @@ class Read:
 @torch.no_grad()
 def read_off(half: Half, stack: ParticleStack, *, both: bool) -> Read:
     """q of a stack that need not be that of the fit; the better of two answers where ``both``."""
-    found = []
+    objective = Symmetric() if both else ProfileLogJoint()
+    volume, found = half.guide.volume.coefficients.detach(), []
     for index in torch.arange(len(stack)).split(128):
         batch = stack.batch(index, full_band(stack.box))
-        ways = [_answer(half, batch, way) for way in ((False, True) if both else (False,))]
-        best = torch.stack([way.nats for way in ways]).argmax(0)
-        fields = ("rotation", "shift", "mean", "nats")
-        parts = [torch.stack([getattr(way, name) for way in ways]) for name in fields]
-        found.append([part[best, torch.arange(len(index))] for part in parts])
+        turns, moves, seen = answer(half, objective, batch)
+        mean = half.guide.conformation.mode(seen)
+        half.guide.forget()
+        nats = objective(half.model, half.guide, volume, batch).double()
+        found.append((turns, moves, mean, nats))
     half.guide.forget()
     return Read(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-
-
-def _answer(half: Half, batch: Batch, turn: bool) -> Read:
-    """q's answer to a batch, or that to its images turned by 180 degrees, turned back."""
-    half.guide.forget()
-    seen = turned(batch) if turn else batch
-    drawn = half.guide.draw(seen, 1)
-    if turn:
-        back = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
-        drawn = replace(drawn, rotation=back @ drawn.rotation, shift=-drawn.shift)
-    volume = half.guide.volume.coefficients.detach()
-    terms = log_terms(half.model, half.guide, volume, drawn, batch)
-    nats = (terms.likelihood + terms.prior - drawn.log_q)[0]
-    mean = half.guide.conformation.mode(seen)
-    return Read(drawn.rotation[0], drawn.shift[0], mean, nats.double())
 
 
 def view_error(rotation: Tensor, shift: Tensor, truth: Tensor, motion: Motion) -> Tensor:
