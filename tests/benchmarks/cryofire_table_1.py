@@ -163,9 +163,6 @@ def fit_row(
     """The fit, judged on its own images."""
     states, own = result.states, result.posterior
     found = Read(own.rotation, own.shift, states.mean, own.bound)
-    if name == "cryofire":
-        with seeded(seed):
-            found = read_off(result.fitted, stack, both=True)
     if states.shares.numel():
         minor = states.shares.argmax(1) != states.heaviest
     else:
