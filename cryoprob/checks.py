@@ -5,8 +5,18 @@ Exceptions are for users; ``assert`` is for the package's own invariants. The co
 """
 
 import warnings
+from collections.abc import Iterable
+from difflib import get_close_matches
 
-__all__ = ["DataWarning", "InputError", "OutputError", "require", "warn"]
+__all__ = [
+    "DataWarning",
+    "InputError",
+    "OutputError",
+    "counted",
+    "did_you_mean",
+    "require",
+    "warn",
+]
 
 
 class InputError(ValueError):
@@ -56,6 +66,17 @@ def require(condition: bool, where: str, *, expected: str, got: str, remedy: str
     """Raise :class:`InputError` unless ``condition`` holds."""
     if not condition:
         raise InputError(where, expected=expected, got=got, remedy=remedy)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: ``1 row``, ``2 rows``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names the known name nearest to one that is not; empty if none is near."""
+    near = get_close_matches(name.lower(), list(known), 1)
+    return f"Did you mean {near[0]}?" if near else ""
 
 
 def warn(message: str, stacklevel: int = 3) -> None:

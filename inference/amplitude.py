@@ -41,7 +41,7 @@ def match_amplitude(half: Half, stack: ParticleStack, schedule: Schedule, symmet
     turns = UniformRotation(given.dtype, given.device).discretize(1, symmetry=symmetry)
     extent = schedule.shift_extent * stack.pixel_size
     prior = GaussianShift(extent / 2, given.dtype, given.device)
-    searched = on_grid(model, turns, prior.discretize(extent, extent / 3))
+    searched = on_grid(model.as_given(), turns, prior.discretize(extent, extent / 3))
     power = shell_mean(fft3(given).abs() ** 2)[1:5].mean() * stack.box
     top = (model.noise.sigma2[:, 1:5].mean() / power.clamp(min=1e-30)).sqrt()
     index = half.index[:: max(1, len(half.index) // _IMAGES)][:_IMAGES]

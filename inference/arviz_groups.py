@@ -13,6 +13,7 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.geometry.rotations import angle_between
 from cryoprob.inference.chains import Chains
 from cryoprob.inference.half import Half
+from cryoprob.inference.imaging import Imaging
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.pose_draws import draw_poses
 from cryoprob.inference.states import States
@@ -49,6 +50,7 @@ def fit_groups(
     history: list[dict[str, Any]],
     kind: str,
     states: States | None = None,
+    imaging: Imaging | None = None,
 ) -> Groups:
     """What a fit knows without its images: ``posterior`` and ``sample_stats``.
 
@@ -67,18 +69,38 @@ def fit_groups(
         "rotation": (["image", "row", "column"], _numpy(summary.rotation)),
         "shift": (["image", "axis"], _numpy(summary.shift), {"units": "A"}),
         "image_bound": (["image"], _numpy(summary.bound), {"units": "nats", "kind": kind}),
-        "entropy": (["image"], _numpy(summary.entropy), {"units": "nats"}),
-        "max_probability": (["image"], _numpy(summary.probability)),
     }
+    widths = summary.widths()
+    if "entropy" in widths:
+        stats["entropy"] = (["image"], _numpy(widths["entropy"]), {"units": "nats"})
+    if "probability" in widths:
+        stats["max_probability"] = (["image"], _numpy(widths["probability"]))
     if states is not None and states.shares.numel():
         stats["class_probability"] = (["image", "class"], _numpy(states.shares))
     if states is not None and states.mean.numel():
         stats["conformation"] = (["image", "coordinate"], _numpy(states.mean))
         stats["conformation_std"] = (["image", "coordinate"], _numpy(states.std))
+    if imaging is not None:
+        stats |= _seen(imaging)
     places = {"image": np.arange(len(summary.bound)), "axis": ["x", "y"]}
     return {
         "posterior": _power(volume[None, None], pixel_size),
         "sample_stats": Dataset(stats | steps, places),
+    }
+
+
+def _seen(imaging: Imaging) -> dict[str, Any]:
+    """Posterior means and standard deviations of contrast and defocus error, where latent."""
+    named = {
+        "contrast": (imaging.contrast, {}),
+        "contrast_std": (imaging.contrast_std, {}),
+        "defocus_offset": (imaging.defocus, {"units": "A"}),
+        "defocus_offset_std": (imaging.defocus_std, {"units": "A"}),
+    }
+    return {
+        name: (["image"], _numpy(values), about)
+        for name, (values, about) in named.items()
+        if len(values)
     }
 
 

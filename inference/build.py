@@ -11,6 +11,7 @@ from cryoprob.checks import InputError
 from cryoprob.fourier.bands import full_band
 from cryoprob.inference.families import Family, Recipe
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.imaging import exact_imaging
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.base import Treatment
 from cryoprob.inference.treatments.known import Known
@@ -146,5 +147,5 @@ def build_guide(recipe: Recipe, row: Family, stack: ParticleStack, poses: str) -
         reach = 2 * recipe.plan.shift_step * stack.pixel_size
         treatments = (Local(rotation, 12.0), Local(shift, reach))
     turns, moves = treatments
-    volume, states = recipe.volume, recipe.conformation
-    return Guide(rotation=turns, shift=moves, volume=volume, conformation=states)
+    volume, states, seen = recipe.volume, recipe.conformation, exact_imaging(recipe.model)
+    return Guide(rotation=turns, shift=moves, volume=volume, conformation=states, **seen)

@@ -2,9 +2,11 @@
 
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from pathlib import Path
 
-from cryoprob.checks import InputError, require
+from cryoprob.checks import InputError, did_you_mean, require
+from cryoprob.inference.imaging import NODES, Latent
 from cryoprob.inference.schedule import Schedule
 
 __all__ = ["FAMILIES", "HYBRIDS", "POSES", "FitConfig"]
@@ -60,6 +62,12 @@ class FitConfig:
         The rest.
     preset
         A published system (:mod:`cryoprob.inference.presets`), whose settings these are; or "".
+    contrast_sd
+        Standard deviation of the images' contrasts around 1, summed out; None takes them as 1.
+    defocus_sd_A
+        That of the errors of the file's defocus, Angstrom, summed out; None takes it as it is.
+    defocus_nodes
+        Errors of the defocus that are summed over, evenly spaced; None takes 13.
     """
 
     particles: str
@@ -79,11 +87,15 @@ class FitConfig:
     double: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     preset: str = ""
+    contrast_sd: float | None = None
+    defocus_sd_A: float | None = None
+    defocus_nodes: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("family", FAMILIES + HYBRIDS), ("poses", POSES)):
             value = getattr(self, name)
-            require(value in known, f"--{name}", expected=" or ".join(known), got=repr(value))
+            words, near = " or ".join(known), did_you_mean(value, known)
+            require(value in known, f"--{name}", expected=words, got=repr(value), remedy=near)
         require(
             self.low_pass_A > 0, "--low-pass", expected="Angstrom > 0", got=f"{self.low_pass_A}"
         )
@@ -115,6 +127,45 @@ class FitConfig:
             expected="1 or more with --poses local, which looks at the children of near cells",
             got=str(self.schedule.coarse_order),
         )
+        self._check_latent()
+
+    def _check_latent(self) -> None:
+        """Raise InputError unless contrast and defocus can be summed out as asked."""
+        plan, wanted = self.schedule, " and ".join(self.asked)
+        for name, value in self.asked.items():
+            require(0 < value < inf, name, expected="a positive number", got=f"{value:g}")
+        alone = self.defocus_nodes is None or self.defocus_sd_A is not None
+        remedy = "Say how far the defocus may be off: --defocus SD_A."
+        require(alone, "--defocus-nodes", expected="--defocus too", got="none", remedy=remedy)
+        nodes = self.defocus_nodes
+        fits = nodes is None or 2 <= nodes <= 64
+        require(fits, "--defocus-nodes", expected="2 to 64", got=str(nodes))
+        if not self.asked:
+            return
+        remedy = (
+            f"Use exact-em, or leave {wanted} out: other families take contrast and defocus as"
+            " given. (In Python the sites can have laws, for fits by gradients: Joint.)"
+        )
+        fits, got = self.family == "exact-em", f"--family {self.family}"
+        require(fits, wanted, expected="--family exact-em", got=got, remedy=remedy)
+        remedy = f"Fit one map, or leave {wanted} out."
+        fits, got = plan.classes == 1, f"--set classes={plan.classes}"
+        require(fits, wanted, expected="one class", got=got, remedy=remedy)
+        remedy = "Use --contrast alone, which says how sure it is, or --set contrast=true alone."
+        fits, got = not plan.contrast, "--set contrast=true, which estimates given ones"
+        require(fits, wanted, expected="contrast=false", got=got, remedy=remedy)
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """Options that make contrast and defocus latent, and their standard deviations."""
+        named = {"--contrast": self.contrast_sd, "--defocus": self.defocus_sd_A}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def latent(self) -> Latent:
+        """Which of contrast and defocus are summed out."""
+        nodes = NODES if self.defocus_nodes is None else self.defocus_nodes
+        return Latent(self.contrast_sd, self.defocus_sd_A, nodes)
 
     @property
     def references(self) -> list[str]:
@@ -144,8 +195,11 @@ class FitConfig:
             raise InputError(str(path), expected="a TOML file", got=str(error)) from None
         schedule = values.pop("schedule", {})
         for kind, found in ((cls, values), (Schedule, schedule)):
-            unknown = sorted(set(found) - {item.name for item in fields(kind)})
-            require(not unknown, str(path), expected="known settings", got=", ".join(unknown))
+            known = {item.name for item in fields(kind)}
+            unknown = sorted(set(found) - known)
+            near = did_you_mean(unknown[0], known) if unknown else ""
+            got = ", ".join(unknown)
+            require(not unknown, str(path), expected="known settings", got=got, remedy=near)
         return cls(**values, schedule=Schedule(**schedule))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, finfo
 
 __all__ = ["conjugate_gradients"]
 
@@ -26,7 +26,8 @@ def conjugate_gradients(
     precondition
         An approximate inverse of A, symmetric and positive.
     tolerance
-        Stop when the preconditioned residual fell to this part of the right-hand side's.
+        Stop when the preconditioned residual fell to this part of the right-hand side's, or (for
+        one of zero) to where its square leaves the numbers of the type.
     max_iterations
         Stop at the latest after so many steps.
 
@@ -38,6 +39,8 @@ def conjugate_gradients(
     found = start.clone()
     residual = right - apply(found)
     goal = tolerance * tolerance * (right * precondition(right)).sum()
+    kind = finfo(right.dtype)
+    goal = goal.clamp(min=kind.tiny / kind.eps)
     search = filtered = precondition(residual)
     height = (residual * filtered).sum()
     steps = 0

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cryoprob.fourier.bands import Band
 from cryoprob.fourier.gaussian_map import AnyMap, mean_of, power_of
+from cryoprob.inference.amplitude_law import AmplitudeLaw, Amplitudes
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.levels import Level
 from cryoprob.inference.statistics import PosteriorSummary, reals
@@ -42,6 +43,8 @@ class DenseGrid:
         Angular spacing of the rotations.
     band
         Of the slices.
+    contrast
+        Of images whose contrast is summed out with the poses; None where it is given.
     """
 
     rotations: Tensor
@@ -53,6 +56,7 @@ class DenseGrid:
     log_shift: Tensor
     spacing_deg: float
     band: Band
+    contrast: AmplitudeLaw | None = None
 
     @classmethod
     def of(cls, model: ParticleModel, volume: AnyMap) -> "DenseGrid":
@@ -70,7 +74,7 @@ class DenseGrid:
         energy = power_of(volume, slicer, slices, rotation.points).div_(2)
         spacing = level.rotation.grid.spacing_deg
         poses = rotation.points, slices, energy, phase, shift.points
-        return cls(*poses, *masses, spacing, slicer.band)
+        return cls(*poses, *masses, spacing, slicer.band, AmplitudeLaw.of(model))
 
     def posteriors(
         self, images: Filtered, block_bytes: int
@@ -87,13 +91,19 @@ class DenseGrid:
         rows = reals(images.image[:, None, :inside] * self.phase).flatten(0, 1)
         logits = (rows @ reals(self.slices).T).reshape(count, poses, -1)
         energy = images.transfer[:, :inside] @ self.energy.T
-        logits -= (energy - self.log_rotation)[:, None]
+        amplitudes = None
+        if self.contrast is None:
+            logits -= (energy - self.log_rotation)[:, None]
+        else:
+            logits, amplitudes = self.contrast.summed(logits, 2 * energy[:, None])
+            logits += self.log_rotation
         logits += self.log_shift[:, None]
         flat = logits.reshape(count, -1)
         best = flat.argmax(1, keepdim=True)
         weights = torch.softmax(flat, 1)
         log_sum = (flat.gather(1, best) - weights.gather(1, best).log())[:, 0].double()
-        return DensePosterior(self, images, rows, logits, weights.view_as(logits), energy, log_sum)
+        found = rows, logits, weights.view_as(logits), energy, log_sum, amplitudes
+        return DensePosterior(self, images, *found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +117,7 @@ class DensePosterior:
     weights: Tensor
     energy: Tensor
     log_sum: Tensor
+    amplitudes: Amplitudes | None = None
 
     @property
     def log_evidence(self) -> Tensor:
@@ -123,8 +134,19 @@ class DensePosterior:
             share = share.to(transfer)
             rows = rows * share.repeat_interleave(len(self.grid.shifts))[:, None]
             transfer = transfer * share[:, None]
-        numerator.addmm_(self.weights.flatten(0, 1).T, rows)
-        weight.addmm_(self.rotation_weights.T, transfer)
+        if self.amplitudes is None:
+            numerator.addmm_(self.weights.flatten(0, 1).T, rows)
+            weight.addmm_(self.rotation_weights.T, transfer)
+        else:
+            found = self.amplitudes
+            numerator.addmm_((self.weights * found.mean).flatten(0, 1).T, rows)
+            weight.addmm_((self.weights * found.square).sum(1).T, transfer)
+
+    def contrast(self) -> Tensor:
+        """Posterior mean and mean square of the contrast, [2, n], where it is summed out."""
+        assert self.amplitudes is not None
+        found = self.amplitudes.mean, self.amplitudes.square
+        return torch.stack([(self.weights * part).sum((1, 2)) for part in found])
 
     @cached_property
     def rotation_weights(self) -> Tensor:
@@ -166,9 +188,15 @@ class DensePosterior:
             shift=by_shift @ grid.shifts,
             probability=peak,
             entropy=(self.log_sum - mean_logit).clamp(min=0),
-            cross=mean_logit - prior + energy / 2,
+            cross=mean_logit - prior + energy / 2 if self.amplitudes is None else self._cross(),
             energy=energy,
         )
+
+    def _cross(self) -> Tensor:
+        """Posterior mean of <image, pose>, [n], where the contrast is summed out."""
+        assert self.amplitudes is not None
+        tilt = (self.amplitudes.mean - 1) / self.amplitudes.variance
+        return (self.weights * (tilt + 2 * self.energy[:, None])).sum((1, 2))
 
 
 def within(rotations: Tensor, centers: Tensor, angle_deg: float) -> Tensor:

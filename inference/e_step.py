@@ -29,7 +29,15 @@ from cryoprob.models.poses.gaussian_shift import ShiftGridPrior
 from cryoprob.models.poses.uniform_rotation import RotationGridPrior
 from cryoprob.particles import ParticleStack
 
-__all__ = ["SUMMED", "chunks", "e_step", "near_cells", "neighborhood", "nothing_yet"]
+__all__ = [
+    "SUMMED",
+    "chunks",
+    "e_step",
+    "near_cells",
+    "neighborhood",
+    "nothing_yet",
+    "portions",
+]
 
 _CHUNK_BYTES = 2**27
 _CHUNK_IMAGES = 2048
@@ -97,12 +105,20 @@ def _route(
 
 def chunks(model: ParticleModel, stack: ParticleStack, index: Tensor) -> Iterator[Filtered]:
     """Filtered images, optics group by optics group, within the memory of a chunk."""
-    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (12 * len(model.band))))
+    for part in portions(model, stack, index):
+        yield filter_images(model, stack, part)
+
+
+def portions(
+    model: ParticleModel, stack: ParticleStack, index: Tensor, copies: int = 1
+) -> Iterator[Tensor]:
+    """Which images make a chunk, [n], where each is held in so many copies."""
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (12 * copies * len(model.band))))
     group = stack.group[index]
     for one in group.unique():
         members = index[group == one]
         for part in blocks(len(members), size):
-            yield filter_images(model, stack, members[part])
+            yield members[part]
 
 
 def nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
@@ -115,6 +131,7 @@ def nothing_yet(model: ParticleModel, count: int, symmetry: str) -> Statistics:
         torch.zeros_like(sigma2[:, 0], dtype=torch.float64),
         sigma2.new_zeros(count, dtype=torch.float64),
         sigma2.new_zeros((), dtype=torch.float64),
+        torch.zeros_like(sigma2, dtype=torch.float64),
     )
 
 

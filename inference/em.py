@@ -13,6 +13,7 @@ from cryoprob.inference.class_e_step import class_e_step
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.grids import pose_grids
 from cryoprob.inference.half import Half, pack_half, unpack_half
+from cryoprob.inference.imaging_e_step import imaging_e_step, rescale
 from cryoprob.inference.learn import Learner, seeded
 from cryoprob.inference.m_step import (
     Solution,
@@ -214,6 +215,8 @@ class EM:
         with seeded(number):
             if isinstance(model.conformation, Classes):
                 return class_e_step(model, guide, stack, half.index, symmetry=self.symmetry)
+            if guide.sums_imaging:
+                return imaging_e_step(model, guide, stack, half.index, symmetry=self.symmetry)
             draws, group = max(self.schedule.draws, 1), self.symmetry
             found = e_step(model, guide, stack, half.index, symmetry=group, draws=draws)
             return Expectation.of(found)
@@ -229,6 +232,8 @@ class EM:
             half.guide.volume.coefficients.data = torch.stack(maps)
         if isinstance(model.conformation, Classes):
             model.conformation.update(found.shares[half.index].sum(0))
+        if found.imaging is not None:
+            rescale(half, found.imaging, free=self.schedule.tau2)
         if self.schedule.noise:
             update_noise(model, shared)
         if self.schedule.shift_sigma:
@@ -307,9 +312,10 @@ class EM:
 
 
 def _resolved(model: ParticleModel, solution: Solution, box: int) -> int:
-    """The last shell with more signal than a third of the noise."""
+    """The last shell of the band with more signal than a third of the noise."""
     signal = model.linear_volume.tau2 * shell_mean(solution.weight)
-    return last_shell(signal[: box // 2 + 1].clamp(max=1e6), 1 / 3)
+    found = last_shell(signal[: box // 2 + 1].clamp(max=1e6), 1 / 3)
+    return min(found, model.band.radius)
 
 
 def _divergence(state: EMState) -> dict[str, float]:

@@ -15,6 +15,7 @@ from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.encoders.centering import Centering
 from cryoprob.inference.encoders.polar import Polar
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.imaging import exact_imaging
 from cryoprob.inference.laws.cells import Cells
 from cryoprob.inference.laws.rotations import ConcentratedLaw
 from cryoprob.inference.laws.shifts import NormalShift, TurningShift
@@ -150,7 +151,8 @@ def _exact(recipe: Recipe) -> Guide:
     mass = None if plan.mass == 1 else plan.mass
     exact = Exact(mass, coarse_order=plan.coarse_order)
     volume, states = recipe.volume, recipe.conformation
-    return Guide(rotation=exact, shift=exact, volume=volume, conformation=states)
+    poses = {"rotation": exact, "shift": exact}
+    return Guide(**poses, volume=volume, conformation=states, **exact_imaging(recipe.model))
 
 
 def _modal(recipe: Recipe) -> Guide:

@@ -1,5 +1,6 @@
 """Images whitened and filtered once, so that every pose costs one row of a matrix product."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import pi
 
@@ -7,10 +8,12 @@ import torch
 from torch import Tensor
 
 from cryoprob.fourier.bands import Band, full_band
+from cryoprob.models.contrast import Contrast
+from cryoprob.models.gaussian_defocus import defocused_ctf
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.particles import ParticleStack
+from cryoprob.particles import Batch, ParticleStack
 
-__all__ = ["Filtered", "filter_images"]
+__all__ = ["Filtered", "filter_images", "filter_nodes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +60,47 @@ def filter_images(model: ParticleModel, stack: ParticleStack, index: Tensor) -> 
     InputError
         If contrast or defocus is a latent site.
     """
+    model.require_known_imaging()
+    return filter_nodes(model, stack, index)[0]
+
+
+def filter_nodes(model: ParticleModel, stack: ParticleStack, index: Tensor) -> list[Filtered]:
+    """The images at every node of the defocus' prior; at the given one where it has none.
+
+    Where the contrast is a latent site they are filtered for a contrast of 1.
+
+    Raises
+    ------
+    InputError
+        If there are nodes and the particles have no optics.
+    """
     band = model.band
     like = model.noise.sigma2
     batch = stack.batch(index, band, like.dtype, like.device)
-    scale, spread = model.known_contrast(batch.index)
+    one = torch.ones_like(like[batch.group, 0])
+    known = isinstance(model.contrast, Contrast)
+    scale, spread = model.contrast(batch.index) if known else (one, one)
     sigma2 = model.noise(batch.group) * spread[:, None] ** 2
-    ctf = batch.ctf * scale[:, None]
-    weighted = ctf / sigma2[:, band.shell.to(sigma2.device)]
     power = batch.power.to(sigma2.device, torch.float64)
     noise_only = _noise_only(power, sigma2.double(), band)
     power = power / spread[:, None].double() ** 2
-    return Filtered(
-        batch.index, batch.group, batch.image * weighted, ctf * weighted, noise_only, power
-    )
+    found = []
+    for transfer in _transfers(model, batch):
+        ctf = transfer * scale[:, None]
+        weighted = ctf / sigma2[:, band.shell.to(sigma2.device)]
+        image, energy = batch.image * weighted, ctf * weighted
+        found.append(Filtered(batch.index, batch.group, image, energy, noise_only, power))
+    return found
+
+
+def _transfers(model: ParticleModel, batch: Batch) -> Iterator[Tensor]:
+    """CTFs [n, m] at the given defocus, or at each node of its prior."""
+    if model.defocus is None:
+        yield batch.ctf
+        return
+    for node in model.defocus.points:
+        error = node.expand(len(batch.index))
+        yield defocused_ctf(batch, model.band, model.pixel_size, error)
 
 
 def _noise_only(power: Tensor, sigma2: Tensor, band: Band) -> Tensor:

@@ -12,12 +12,15 @@ from torch import Tensor
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.inference.build import noise_log_density
 from cryoprob.inference.em import EM, EMState
+from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
+from cryoprob.inference.imaging import Imaging
 from cryoprob.inference.m_step import posterior_std
 from cryoprob.inference.members import Expectation
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
+from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models.volumes.mixture import Mixture
 from cryoprob.particles import ParticleStack
@@ -39,9 +42,11 @@ def finish(
     generator = torch.Generator().manual_seed(seed)
     first, pixel_size = state.halves[0], stack.pixel_size
     found = [_look(algorithm, half, n, stack, generator) for n, half in enumerate(state.halves)]
-    posterior, equations, noise, states = found[0]
-    for half, (more, part, added, _) in zip(state.halves[1:], found[1:], strict=True):
+    posterior, equations, noise, states, imaging = found[0]
+    for half, (more, part, added, _, seen) in zip(state.halves[1:], found[1:], strict=True):
         posterior.put(half.index, more.take(half.index))
+        if imaging is not None and seen is not None:
+            imaging.put(half.index, seen)
         equations, noise = equations + part, noise + added
     posterior, heaviest = posterior.cpu(), 0 if states is None else states.heaviest
     maps = [half.members[heaviest].guide.volume.coefficients.data for half in state.halves]
@@ -51,25 +56,28 @@ def finish(
         volume = algorithm.solvent(algorithm.solve(first, equations).volume, pixel_size)
     known = isinstance(first.guide.rotation, Known)
     width = stack.box * pixel_size
+    trust = verdict(posterior, noise_log_density(stack), ranking, known, first.guide.kind)
+    doubt = "" if imaging is None else imaging.doubt(first.model.defocus)
     return FitResult(
         volume=volume.cpu(),
         volume_std=posterior_std(equations, tau2, noise, generator).cpu(),
         pixel_size=pixel_size,
         resolution_A=width / max(state.shell, 1),
         criterion="FSC of half sets = 0.143" if halves else "signal = noise / 3 in the map",
-        posterior=posterior,
+        posterior=_widths_known(posterior, first.guide),
         history=[*earlier, *state.history],
-        trust=verdict(posterior, noise_log_density(stack), ranking, known, first.guide.kind),
+        trust=f"{trust} {doubt}".rstrip(),
         halves=[half.cpu() for half in halves],
         curve=state.curve.cpu(),
         fitted=first,
         states=states,
+        imaging=None if imaging is None else imaging.cpu(),
     )
 
 
 def _look(
     algorithm: EM, half: Half, number: int, stack: ParticleStack, generator: torch.Generator
-) -> tuple[PosteriorSummary, NormalEquations, Tensor, States | None]:
+) -> tuple[PosteriorSummary, NormalEquations, Tensor, States | None, Imaging | None]:
     """Posterior of every image of a half at its map, and its normal equations with noise.
 
     Noise [K, D, D, D] is of the data's precision; of classes both are the heaviest one's.
@@ -78,7 +86,15 @@ def _look(
     states = _classes(half, found) if isinstance(half.model.volume, Mixture) else None
     part = found.parts[0 if states is None else states.heaviest].insertion
     noise = part.noise(_DRAWS, generator)
-    return found.summary, part.equations(release=True), noise, states
+    return found.summary, part.equations(release=True), noise, states, found.imaging
+
+
+def _widths_known(posterior: PosteriorSummary, guide: Guide) -> PosteriorSummary:
+    """Without the widths of poses that q does not have: a Dirac has none, a law no cells."""
+    parts = [part for part in (guide.rotation, guide.shift) if isinstance(part, Drawn)]
+    if not parts:
+        return posterior
+    return posterior.without_widths(entropy=all(part.has_density for part in parts))
 
 
 def _classes(half: Half, found: Expectation) -> States:

@@ -1,7 +1,6 @@
 """The guide: one treatment per latent site."""
 
 from dataclasses import dataclass
-from types import UnionType
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +8,25 @@ from torch import Tensor, nn
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.bands import Band, full_band
 from cryoprob.inference.encoders.base import Encoder
+from cryoprob.inference.guide_rules import check_continuous, check_imaging, check_mixture, names
 from cryoprob.inference.treatments.base import Drawn, Treatment
+from cryoprob.inference.treatments.conditional_gaussian import ConditionalGaussian
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.importance import Importance
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.volume import VolumeTreatment
 from cryoprob.models import sites
-from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 from cryoprob.types import Rotations, Shifts
 
 __all__ = ["Guide", "Poses"]
+
+_SUMMED = {
+    sites.CONFORMATION: "the E-step, which sums it out",
+    sites.CONTRAST: "imaging_e_step, which sums it out",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +68,8 @@ class Guide(nn.Module):
     ------
     InputError
         For a mixture that has no E-step: one pose site searched on a grid and the other not, or
-        the two searched in unlike ways. For a contrast or a defocus that is searched for, or a
-        contrast summed out.
+        the two searched in unlike ways. For a contrast or a defocus that is searched for; a
+        contrast is summed out by ``ConditionalGaussian``, a defocus (on nodes) by ``Exact``.
     """
 
     def __init__(
@@ -78,9 +83,9 @@ class Guide(nn.Module):
         defocus: Treatment | None = None,
     ) -> None:
         super().__init__()
-        _check_mixture(rotation, shift)
-        _check_imaging(sites.CONTRAST, contrast, Drawn)
-        _check_imaging(sites.DEFOCUS, defocus, Drawn | Exact)
+        check_mixture(rotation, shift)
+        check_imaging(sites.CONTRAST, contrast, Drawn | ConditionalGaussian)
+        check_imaging(sites.DEFOCUS, defocus, Drawn | Exact)
         self.rotation, self.shift, self.volume = rotation, shift, volume
         self.conformation, self.contrast, self.defocus = conformation, contrast, defocus
 
@@ -102,6 +107,8 @@ class Guide(nn.Module):
     def draw(self, batch: Batch, count: int) -> Poses:
         """Draws of the local sites, ``count`` for every head of the rotation's law.
 
+        A defocus on nodes that is summed out has none; whoever asks for draws sums over it.
+
         Raises
         ------
         InputError
@@ -117,7 +124,7 @@ class Guide(nn.Module):
         longest = max(draws, key=lambda one: len(one.value))
         log_q = torch.stack(torch.broadcast_tensors(*(one.log_q for one in draws))).sum(0)
         values = [one.value.expand(len(log_q), *one.value.shape[1:]) for one in draws]
-        named = dict(zip(self.sites, values, strict=True))
+        named = dict(zip(self.drawn_sites, values, strict=True))
         log_weight = longest.log_weight.expand_as(log_q)
         return Poses(**named, log_q=log_q, log_weight=log_weight)
 
@@ -141,7 +148,7 @@ class Guide(nn.Module):
             for site, part in self.sites.items()
             if part.lawful is not None and (value := named[site]) is not None
         ]
-        got = _names(self.rotation, self.shift)
+        got = names(self.rotation, self.shift)
         wanted = "a law at the rotation or the shift"
         remedy = "Use PerImage or Amortized."
         require(bool(found), "guide", expected=wanted, got=got, remedy=remedy)
@@ -161,7 +168,7 @@ class Guide(nn.Module):
         raise InputError(
             "guide",
             expected="treatments of rotation and shift that give draws",
-            got=_names(self.rotation, self.shift),
+            got=names(self.rotation, self.shift),
             remedy="Use Known, PerImage or Amortized, or the E-step, which sums over the grid.",
         )
 
@@ -175,7 +182,8 @@ class Guide(nn.Module):
             If one of the sites is summed out.
         """
         found = []
-        for site, part in list(self.sites.items())[2:]:
+        for site in self.drawn_sites[2:]:
+            part = self.sites[site]
             if not isinstance(part, Drawn):
                 raise InputError(
                     "guide",
@@ -203,6 +211,22 @@ class Guide(nn.Module):
         return "elbo" if laws or isinstance(self.rotation, Modal) else "log_evidence"
 
     @property
+    def sums_imaging(self) -> bool:
+        """Contrast or defocus is summed out, in closed form or on nodes."""
+        return isinstance(self.contrast, ConditionalGaussian) or self.sums_defocus
+
+    @property
+    def sums_defocus(self) -> bool:
+        """The nodes of the defocus are summed over."""
+        return isinstance(self.defocus, Exact)
+
+    @property
+    def drawn_sites(self) -> list[str]:
+        """The local sites that draws have values of: all but a defocus that is summed out."""
+        left_out = {sites.DEFOCUS} if self.sums_defocus else set()
+        return [site for site in self.sites if site not in left_out]
+
+    @property
     def reweights(self) -> bool:
         """Draws are weighted by importance."""
         return any(isinstance(part, Importance) for part in self.sites.values())
@@ -216,11 +240,11 @@ class Guide(nn.Module):
             If q is a density or a free Dirac, and the model's prior lives on a grid.
         """
         total = torch.zeros_like(poses.log_q)
-        for site, part in self.sites.items():
-            if isinstance(part, Known):
+        for site in self.drawn_sites:
+            if isinstance(self.sites[site], Known):
                 continue
             prior = model.local_priors[site]
-            _check_continuous(site, prior)
+            check_continuous(site, prior)
             total = total + prior.prior().log_prob(getattr(poses, site))
         return total
 
@@ -244,7 +268,7 @@ class Guide(nn.Module):
         if part is None or prior is None or isinstance(part, Known):
             return
         if isinstance(part, Drawn):
-            _check_continuous(sites.DEFOCUS, prior)
+            check_continuous(sites.DEFOCUS, prior)
         elif not prior.enumerable:
             raise InputError(
                 "defocus prior",
@@ -279,60 +303,3 @@ class Guide(nn.Module):
         for part in self.modules():
             if isinstance(part, Encoder):
                 part.forget()
-
-
-def _check_mixture(rotation: Treatment, shift: Treatment) -> None:
-    """Raise InputError unless there is an E-step for the two."""
-    searched = rotation.searches, shift.searches
-    alike = type(rotation) is type(shift)
-    require(
-        alike if any(searched) else True,
-        "guide",
-        expected="rotation and shift both searched, in the same way, or neither",
-        got=_names(rotation, shift),
-        remedy="Use Exact, Modal, Local or Proposed for both; Known, PerImage and Amortized mix.",
-    )
-    heads = shift.heads if isinstance(shift, Drawn) else 1
-    require(
-        heads == 1,
-        "guide",
-        expected="heads at the rotation only",
-        got=f"{heads} heads at the shift",
-        remedy="Give Heads to the rotation's law; each of its heads gets shifts of its own.",
-    )
-
-
-_SUMMED = {
-    sites.CONFORMATION: "the E-step, which sums it out",
-    sites.DEFOCUS: "TraceEnum_ELBO, which sums it out",
-}
-
-
-def _check_imaging(site: str, part: Treatment | None, fitting: type | UnionType) -> None:
-    """Raise InputError unless a contrast's or defocus' treatment is one of those that fit."""
-    alone = not isinstance(part, Drawn) or part.heads == 1
-    fits = isinstance(part, fitting) and not isinstance(part, Modal) and alone
-    require(
-        part is None or fits,
-        "guide",
-        expected=f"a treatment of the {site} without a search and heads",
-        got=f"{type(part).__name__}{'' if alone else ' with heads'}",
-        remedy="Use Known, PerImage, Amortized or Prior; Exact with GaussianDefocus on nodes.",
-    )
-
-
-def _check_continuous(site: str, prior: LocalPrior) -> None:
-    """Raise InputError if a prior lives on a grid."""
-    pose = site in (sites.ROTATION, sites.SHIFT)
-    other = "Use a continuous prior (GaussianDefocus without nodes), or Exact in the guide."
-    require(
-        not prior.enumerable,
-        f"{site} prior",
-        expected="a continuous prior, as the guide's law is",
-        got="a grid",
-        remedy="Use UniformRotation and GaussianShift, without discretize." if pose else other,
-    )
-
-
-def _names(rotation: Treatment, shift: Treatment) -> str:
-    return f"rotation {type(rotation).__name__}, shift {type(shift).__name__}"

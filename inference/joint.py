@@ -22,6 +22,7 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half, pack_half, unpack_half
 from cryoprob.inference.learn import check_finite, local_parameters, seeded, trained
+from cryoprob.inference.least_noise import least_noise
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.solvent import Solvent
 from cryoprob.models import sites
@@ -33,8 +34,6 @@ __all__ = ["Joint", "JointState", "follow"]
 _RECORD = 50
 _NOISE_RATE = 0.1
 _STEEPEST = 100.0
-_LEAST = 2e-3
-"""Of the images' power: the least noise, for images that have none."""
 
 _PLAIN = ("iteration", "done", "history")
 
@@ -95,6 +94,10 @@ class Joint:
         Factor of held noise spectra at the start; it falls to 1, geometrically, while the band
         grows. (Spectra that follow the residual start high by themselves; searches see the held
         ones.)
+    kl_start
+        Weight of q's divergence at the start; it rises to 1, geometrically, while the band grows.
+        Below 1, z tells of the images before a learned noise spectrum has explained away what it
+        could tell (Bowman et al. 2016, CoNLL: KL annealing).
     held
         Sites (``volume``, ``rotation``, ``shift``, ``conformation``, ``contrast``, ``defocus``)
         that stay as they are, and up to which share of the steps: a pose-only phase is
@@ -122,6 +125,7 @@ class Joint:
     marching: float = 0.6
     noise: bool = True
     anneal: float = 1.0
+    kl_start: float = 1.0
     held: Mapping[str, float] = field(default_factory=dict)
     teacher: Objective | None = None
     solvent: Solvent = Solvent("sphere")  # noqa: RUF009 (frozen)
@@ -132,6 +136,9 @@ class Joint:
         fits = self.anneal == 1 or (self.anneal > 1 and not self.noise)
         wanted = "1, or above 1 with the noise held (beta)"
         require(fits, "anneal", expected=wanted, got=f"{self.anneal:g}")
+        fits = 0 < self.kl_start <= 1
+        require(fits, "kl_start", expected="in (0, 1]", got=f"{self.kl_start:g}")
+        self.objective.weighted(self.kl_start)  # refused where there is nothing to weigh
 
     @property
     def records(self) -> int:
@@ -180,15 +187,18 @@ class Joint:
     def _heated(self, model: ParticleModel, step: int) -> Iterator[None]:
         """Held noise spectra larger, as annealing has it at this step."""
         held = model.noise.sigma2
-        left = max(0.0, 1 - step / max(self.marching * self.steps, 1e-9))
         if self.anneal == 1:
             yield
             return
-        model.noise.sigma2 = held * self.anneal**left
+        model.noise.sigma2 = held * self.anneal ** self._left(step)
         try:
             yield
         finally:
             model.noise.sigma2 = held
+
+    def _left(self, step: int) -> float:
+        """The part of the band's growth that is to come."""
+        return max(0.0, 1 - step / max(self.marching * self.steps, 1e-9))
 
     def _ascend(
         self, half: Half, stack: ParticleStack, optimizer: Adam, step: int, noise: bool
@@ -199,7 +209,8 @@ class Joint:
         batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
         sigma2 = like.requires_grad_(noise and self.noise)
         volume = guide.volume.coefficients
-        value = self.objective(model, guide, volume, batch)
+        objective = self.objective.weighted(self.kl_start ** self._left(step))
+        value = objective(model, guide, volume, batch)
         check_finite(value, index, stack.image_names, f"gradient step {step + 1}")
         prior = model.log_prior_volume(volume) / len(half.index)
         optimizer.zero_grad()
@@ -256,10 +267,12 @@ class Joint:
 
     def _record(self, state: JointState, values: Tensor, count: int) -> dict[str, Any]:
         band = state.half.model.band
+        weight = self.kl_start ** self._left(state.iteration * _RECORD)
+        weighed = "" if weight == 1 else f", divergence times {weight:.2g}"
         return {
             "iteration": state.iteration,
             "bound": float(values.mean()),
-            "kind": f"{self.objective.kind}, nats per image, full band",
+            "kind": f"{self.objective.kind}, nats per image, full band{weighed}",
             "resolution_A": band.box * state.half.model.pixel_size / band.radius,
             "radius": band.radius,
             "order": 0,
@@ -271,7 +284,8 @@ def follow(model: ParticleModel, gradient: Tensor, batch: Batch, rate: float) ->
     """Move noise spectra toward the residual that the objective's own gradient tells of.
 
     ``d log p / d sigma2 = (residual / sigma2 - numbers) / (2 sigma2)`` for each image and shell,
-    whatever weights the objective gives its draws.
+    whatever weights the objective gives its draws. No variance falls below what single precision
+    can tell from none (:func:`least_noise`).
 
     Parameters
     ----------
@@ -287,7 +301,14 @@ def follow(model: ParticleModel, gradient: Tensor, batch: Batch, rate: float) ->
     count = torch.bincount(batch.group, minlength=len(sigma2))
     share = (count / count.sum()).to(sigma2)[:, None].clamp(min=1e-12)
     found = sigma2 * (1 + 2 * sigma2 * gradient / (share * numbers.clamp(min=1)))
-    found = found.clamp(min=_LEAST * float(batch.power.sum(1).mean()) / model.band.box**2)
+    found = found.maximum(least_noise(_mean_power(batch, sigma2), numbers))
     seen = count > 0
     mixed = torch.exp((1 - rate) * sigma2.log() + rate * found.log())
     sigma2[seen] = mixed[seen]
+
+
+def _mean_power(batch: Batch, like: Tensor) -> Tensor:
+    """Mean sum of squares of each group's images in each shell, as ``like`` [G, S]."""
+    group = batch.group.to(like.device)
+    total = torch.zeros_like(like).index_add_(0, group, batch.power.to(like))
+    return total / torch.bincount(group, minlength=len(like)).clamp(min=1)[:, None]

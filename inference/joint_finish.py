@@ -38,7 +38,7 @@ def finish_joint(
         states = states_of(half, mean, std) if mean.shape[1] else None
         doubt = ""
         if isinstance(half.model.conformation, GaussianConformation):
-            doubt = collapse(std, half.model.conformation.scale)
+            doubt = collapse(mean, std)
         if states is None:
             density = half.model.volume.density(volume)
         else:
@@ -118,7 +118,7 @@ def _conformation(part: object, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def summary_at(bound: Tensor, rotation: Tensor, shift: Tensor) -> PosteriorSummary:
-    """A summary of q's modes: nothing is known of masses of cells."""
+    """A summary of q's modes: nothing is known of masses of cells, nor of widths."""
     nothing = torch.zeros_like(shift[:, 0])
-    parts = (bound, rotation, shift, torch.ones_like(nothing), *(nothing,) * 3)
-    return PosteriorSummary(*(part.cpu() for part in parts))
+    parts = (bound, rotation, shift, *(nothing,) * 4)
+    return PosteriorSummary(*(part.cpu() for part in parts)).without_widths()

@@ -8,31 +8,55 @@ from torch import Tensor
 from cryoprob.checks import require
 from cryoprob.metrics.principal_axes import principal_axes
 
-__all__ = ["centers", "collapse", "line", "nearest", "region_shares"]
+__all__ = ["centers", "collapse", "line", "nearest", "region_shares", "told"]
 
 _DRAWS = 256
+_SOME, _MOVES = 400, 10
 
 _COLLAPSED = 0.05
-"""Share of a coordinate's prior variance below which an image tells next to nothing of it."""
+"""Share of a coordinate's variance below which images tell next to nothing of it."""
 
 
 def line(values: Tensor, count: int, axis: int = 0) -> Tensor:
-    """Points [count, size] along a principal axis, from the 5 % to the 95 % quantile of values.
+    """Points [count, size] along a principal axis, about even quantiles of values from 5 to 95 %.
 
-    On the other axes they are at the mean of the tenth of the values nearest along this one, so
-    that a path stays among the particles.
+    Each is the mean of values that are among the tenth about its quantile *and* close together,
+    so that a path stays among the particles, also where these leave the middle empty: of a bend,
+    the second axis goes along one arm. Of all such paths it is the one with the least sum of
+    squared steps and of squared radii of the crowds it goes through.
     """
-    axes = principal_axes(values)
-    own = axes.project(values)
-    along = own[:, axis]
-    low, high = torch.quantile(along, torch.tensor([0.05, 0.95]).to(along))
-    found = []
-    for place in torch.linspace(float(low), float(high), count):
-        near = (along - place).abs().topk(max(1, len(along) // 10), largest=False).indices
-        point = own[near].mean(0)
-        point[axis] = place
-        found.append(point)
-    return axes.at(torch.stack(found))
+    order = principal_axes(values).project(values)[:, axis].argsort()
+    close, crowds = max(1, len(values) // 10), []
+    for level in torch.linspace(0.05, 0.95, count).tolist():
+        first = round(level * len(values) - close / 2)
+        first = min(max(first, 0), len(values) - close)
+        crowds.append(_crowds(values[order[first : first + close][:: -(-close // _SOME)]]))
+    return _chain(crowds)
+
+
+def _crowds(part: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of crowds, a quarter of the rows [n, size] each, and their squared radii [n].
+
+    Each is found from one row on, as the mean of the rows that are nearest to it.
+    """
+    middle, few = part, max(1, len(part) // 4)
+    for _ in range(_MOVES):
+        near = torch.cdist(middle, part).topk(few, largest=False)
+        middle = part[near.indices].mean(1)
+    return middle, near.values[:, -1].square()
+
+
+def _chain(crowds: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """One mean of each [M, size]: the least sum of squared steps and radii (Viterbi)."""
+    (last, cost), before = crowds[0], []
+    for middle, radius in crowds[1:]:
+        best = (cost[:, None] + torch.cdist(last, middle).square()).min(0)
+        last, cost = middle, best.values + radius
+        before.append(best.indices)
+    rows = [int(cost.argmin())]
+    for step in reversed(before):
+        rows.append(int(step[rows[-1]]))
+    return torch.stack([one[row] for (one, _), row in zip(crowds, reversed(rows), strict=True)])
 
 
 def centers(values: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -82,20 +106,22 @@ def region_shares(mean: Tensor, std: Tensor, points: Tensor, seed: int) -> Tenso
     return found
 
 
-def collapse(std: Tensor, prior_width: Tensor) -> str:
-    """A sentence where normal posteriors are hardly narrower than the prior; else nothing.
+def told(mean: Tensor, std: Tensor) -> Tensor:
+    """Share of each coordinate's variance that is between images, not within their q, [size].
 
-    Parameters
-    ----------
-    std
-        Posterior standard deviations of N images, [N, size]; zeros where q is a Dirac.
-    prior_width
-        The prior's, [size].
+    ``Var(mean) / (Var(mean) + E(std^2))`` of normal posteriors [N, size]; 0 where q is the same
+    for all images, such as the prior, and 1 for Diracs (``std`` zero) at different places.
     """
-    told = 1 - (std / prior_width.to(std)).square().mean(0)
-    if std.numel() == 0 or float(told.max()) > _COLLAPSED:
+    between = mean.var(0, correction=0)
+    whole = between + std.square().mean(0)
+    return torch.where(whole > 0, between / whole, 0.0)
+
+
+def collapse(mean: Tensor, std: Tensor) -> str:
+    """A sentence where normal posteriors [N, size] hardly differ between images; else nothing."""
+    if std.numel() == 0 or float(told(mean, std).max()) > _COLLAPSED:
         return ""
     return (
-        "The images say almost nothing of the conformation (q of it is as wide as its prior):"
-        " clusters and paths of it mean nothing."
+        "The images say almost nothing of the conformation (its q is nearly the same for all of"
+        " them): clusters and paths of it mean nothing."
     )

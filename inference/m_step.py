@@ -16,6 +16,7 @@ from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import frequency_3d, shell_mean, spread
 from cryoprob.fourier.transforms import fft3, ifft3
 from cryoprob.inference.conjugate_gradients import conjugate_gradients
+from cryoprob.inference.least_noise import least_noise
 from cryoprob.inference.statistics import Statistics
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps
@@ -197,11 +198,15 @@ def fourier_weight(equations: NormalEquations) -> Tensor:
 
 
 def update_noise(model: ParticleModel, statistics: Statistics, rate: float = 1.0) -> None:
-    """Noise spectra from the expected residual; ``rate`` moves part of the way (geometric)."""
+    """Noise spectra from the expected residual; ``rate`` moves part of the way (geometric).
+
+    Nowhere below what single precision can tell from none (:func:`least_noise`).
+    """
     band = full_band(model.band.box)
     numbers = band.numbers_per_shell().to(statistics.residual)
     seen = statistics.counts > 0
-    found = statistics.residual / (statistics.counts[:, None].clamp(min=1) * numbers)
+    images = statistics.counts[:, None].clamp(min=1)
+    found = statistics.residual / (images * numbers)
     require(
         bool(torch.isfinite(found[seen]).all()),
         "noise spectrum",
@@ -210,7 +215,7 @@ def update_noise(model: ParticleModel, statistics: Statistics, rate: float = 1.0
         remedy="Look for images of extreme values with `cryoprob info`.",
     )
     sigma2 = model.noise.sigma2
-    found = found.to(sigma2).clamp(min=1e-6 * sigma2.mean())
+    found = found.maximum(least_noise(statistics.power / images, numbers)).to(sigma2)
     mixed = torch.exp((1 - rate) * sigma2.log() + rate * found.log())
     sigma2[seen] = mixed[seen]
 
@@ -236,9 +241,12 @@ def update_tau2(model: ParticleModel, solution: Solution) -> None:
     """Prior power per shell from the map's own, by empirical Bayes (MacKay's fixed point).
 
     ``tau2 = |V|^2 / gamma`` with gamma the part of a shell's numbers that the data determine;
-    beyond the band the last shell's value goes on. MacKay 1992, Neural Comput. 4, 415, eq. 4.9.
+    beyond the band the last shell's value goes on. A map of which the data tell nothing (a class
+    without images) keeps its prior. MacKay 1992, Neural Comput. 4, 415, eq. 4.9.
     """
     tau2, box = model.linear_volume.tau2, solution.volume.shape[-1]
+    if _untold(tau2, solution):
+        return
     prior = 1 / spread(tau2, box)
     determined = shell_mean(solution.weight / (solution.weight + prior))
     found = power(solution.volume) / determined.clamp(min=0.02)
@@ -248,14 +256,22 @@ def update_tau2(model: ParticleModel, solution: Solution) -> None:
     tau2.copy_(found.clamp(min=max(1e-8 * float(found.max()), floor)))
 
 
+def _untold(tau2: Tensor, solution: Solution) -> bool:
+    """Whether the data determine less than 1e-4 of any number: a tenth of what a floor leaves."""
+    return float(tau2.max()) * float(solution.weight.max()) < 1e-4
+
+
 def lift_tau2(model: ParticleModel, solution: Solution, shell: int) -> None:
     """Give the shells just beyond the resolved one a prior of half the noise, if theirs is less.
 
     A shell whose prior power has fallen to nothing stays empty, since the expected images of the
     E-step are empty there too: zero is a fixed point of empirical Bayes under unknown poses, and
     frequency marching would end at it. What the data then say of the shells counts, not this.
+    A map of which the data tell nothing keeps its prior.
     """
     tau2, last = model.linear_volume.tau2, model.band.radius
+    if _untold(tau2, solution):
+        return
     weight = shell_mean(solution.weight).clamp(min=1e-12)
     ahead = slice(shell + 1, min(shell + _AHEAD, last) + 1)
     tau2[ahead] = torch.maximum(tau2[ahead], 0.5 / weight[ahead])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cryoprob.checks import InputError
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.imaging import Imaging
 from cryoprob.inference.statistics import PosteriorSummary, Statistics
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.point import Point
@@ -36,11 +37,14 @@ class Expectation:
         Posterior of the classes, [N, K] (float64).
     summary
         Of every image: its log evidence over all classes, and the pose in its best class.
+    imaging
+        Of every image: contrast and defocus, where these are summed out.
     """
 
     parts: list[Statistics]
     shares: Tensor
     summary: PosteriorSummary
+    imaging: Imaging | None = None
 
     @classmethod
     def of(cls, statistics: Statistics) -> "Expectation":

@@ -111,6 +111,7 @@ def _nothing_yet(model: ParticleModel, count: int, modes: bool) -> ModesStatisti
         torch.zeros_like(sigma2[:, 0], dtype=torch.float64),
         sigma2.new_zeros(count, dtype=torch.float64),
         sigma2.new_zeros((), dtype=torch.float64),
+        torch.zeros_like(sigma2, dtype=torch.float64),
     )
     mean = torch.zeros(count, size, dtype=torch.float64, device=sigma2.device)
     return ModesStatistics(common, blocks, mean, mean.new_zeros(count, size, size))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.fourier.gaussian_map import AnyMap
+from cryoprob.inference.amplitude_law import AmplitudeLaw, Amplitudes
 from cryoprob.inference.candidates import Candidates, Keep, smallest_pairs, smallest_set
 from cryoprob.inference.dense import within
 from cryoprob.inference.filtered import Filtered
@@ -38,6 +39,7 @@ class _Scores:
     transfer: Tensor
     energy: Tensor
     logits: Tensor
+    amplitudes: Amplitudes | None = None
 
 
 class PrunedPass:
@@ -57,7 +59,15 @@ class PrunedPass:
         What the coarser level kept of them.
     block_bytes
         Size of one block of scores.
+
+    Attributes
+    ----------
+    contrast
+        Posterior mean and mean square of the contrast, [2, n], where it is summed out with the
+        poses; after :meth:`collect`.
     """
+
+    contrast: Tensor
 
     def __init__(
         self,
@@ -70,7 +80,7 @@ class PrunedPass:
     ) -> None:
         self.model, self.level, self.block_bytes = model, level, block_bytes
         self.slicer = model.linear_volume.slicer_at(level.radius)
-        self.source = Source.of(volume, self.slicer)
+        self.source, self.law = Source.of(volume, self.slicer), AmplitudeLaw.of(model)
         self.images = level.view(images, self.slicer.band)
         self.points = _padded(level.shift.points(), 0)
         self.log_shift = _padded(level.shift.log_mass(), -torch.inf)
@@ -122,6 +132,7 @@ class PrunedPass:
                 sigma2 = self.model.noise.sigma2[group]
                 statistics.add_slices(int(group), *inserted, self.slicer.band, sigma2)
         statistics.shift_power += moments.shift_power
+        self.contrast = moments.contrast / moments.mass
         statistics.summary.put(self.images.index, moments.summary())
 
     def peaks(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,10 +186,15 @@ class PrunedPass:
         transfer = self.images.transfer[rows, :inside]
         energy = transfer @ region.energy.T
         logits = (filtered @ reals(region.slices).T).reshape(len(rows), width, -1)
-        closed = energy.masked_fill(~region.kept, torch.inf)
-        logits -= (closed - self.log_rotation)[:, None]
+        amplitudes = None
+        if self.law is None:
+            closed = energy.masked_fill(~region.kept, torch.inf)
+            logits -= (closed - self.log_rotation)[:, None]
+        else:
+            logits, amplitudes = self.law.summed(logits, 2 * energy[:, None])
+            logits.masked_fill_(~region.kept[:, None], -torch.inf).add_(self.log_rotation)
         logits += self.log_shift[shift][..., None]
-        return _Scores(rows, shift, filtered, transfer, energy, logits)
+        return _Scores(rows, shift, filtered, transfer, energy, logits, amplitudes)
 
     def _weigh(
         self, scores: _Scores, region: Region, numerator: Tensor, weight: Tensor, to: "_Moments"
@@ -191,9 +207,16 @@ class PrunedPass:
         if self.share is not None:
             share = self.share[scores.rows].to(transfer)[:, None]
             filtered, transfer = filtered * share.repeat_interleave(width, 0), transfer * share
-        reals(numerator).addmm_(weights.flatten(0, 1).T, filtered)
         by_rotation = weights.sum(1)
-        weight.addmm_(by_rotation.T, transfer)
+        if scores.amplitudes is None:
+            reals(numerator).addmm_(weights.flatten(0, 1).T, filtered)
+            weight.addmm_(by_rotation.T, transfer)
+        else:
+            scaled = weights * scores.amplitudes.mean
+            square = (weights * scores.amplitudes.square).sum(1)
+            reals(numerator).addmm_(scaled.flatten(0, 1).T, filtered)
+            weight.addmm_(square.T, transfer)
+            to.add_contrast(scores, by_rotation, scaled.sum(1), square)
         safe = relative.masked_fill_(weights == 0, 0)
         log_weight = torch.linalg.vecdot(weights.flatten(1), safe.flatten(1))
         to.add(scores, region, by_rotation, weights.sum(2), log_weight)
@@ -237,6 +260,7 @@ class _Moments:
         self.shift = like.new_zeros(len(like), 2)
         self.mass, self.log_weight = torch.zeros_like(like), torch.zeros_like(like)
         self.energy, self.log_shift = torch.zeros_like(like), torch.zeros_like(like)
+        self.contrast, self.cross = like.new_zeros(2, len(like)), torch.zeros_like(like)
         self.shift_power = torch.zeros((), dtype=torch.float64, device=like.device)
         self.modes = owner.level.rotation.matrices(owner.best)
 
@@ -262,6 +286,16 @@ class _Moments:
         power = (by_shift * (points**2).sum(-1)).double().sum(1)
         self.shift_power += (power if owner.share is None else power * owner.share[rows]).sum()
 
+    def add_contrast(
+        self, scores: _Scores, by_rotation: Tensor, mean: Tensor, square: Tensor
+    ) -> None:
+        """Add one block of weights [n, C], and of these times the contrast and its square."""
+        assert scores.amplitudes is not None
+        rows = scores.rows
+        self.contrast[:, rows] += torch.stack([mean.sum(1), square.sum(1)])
+        tilt = (mean - by_rotation) / scores.amplitudes.variance[:, 0]
+        self.cross[rows] += (tilt + 2 * by_rotation * scores.energy).sum(1)
+
     def summary(self) -> PosteriorSummary:
         """The chunk's posterior in a few numbers per image."""
         owner = self.owner
@@ -273,7 +307,7 @@ class _Moments:
             shift=self.shift / self.mass[:, None],
             probability=(owner.peak - owner.log_sum).exp(),
             entropy=(-self.log_weight).clamp(min=0),
-            cross=logit - prior + self.energy / 2,
+            cross=logit - prior + self.energy / 2 if owner.law is None else self.cross,
             energy=self.energy,
         )
 

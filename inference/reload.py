@@ -35,9 +35,13 @@ def system_of(config: FitConfig, stack: ParticleStack) -> Built:
         got = config.preset or f"--family {config.family}"
         raise InputError("preset", expected=wanted, got=got)
     ignored = {"half sets": config.half_sets, f"--family {config.family}": _other(config.family)}
+    ignored |= dict.fromkeys(config.asked, True)
     got = ", ".join(name for name, given in ignored.items() if given)
     wanted = f"settings that {preset.name} has"
-    require(not got, "preset", expected=wanted, got=got, remedy="Leave them out.")
+    remedy = "Leave them out."
+    if config.asked:
+        remedy += " Contrast and defocus are summed out by --family exact-em and relion-refine3d."
+    require(not got, "preset", expected=wanted, got=got, remedy=remedy)
     with seeded(config.seed):  # the weights of encoders
         return preset.build(scene_of(config, stack))
 

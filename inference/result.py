@@ -13,8 +13,10 @@ from cryoprob.checks import require
 from cryoprob.inference.arviz_groups import Groups, Predictive, as_arviz, fit_groups, tree
 from cryoprob.inference.chains import Chains
 from cryoprob.inference.half import Half
+from cryoprob.inference.imaging import Imaging
 from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
+from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.volume_draws import draw_volumes
 from cryoprob.io.export import write_particles
 from cryoprob.io.files import replacing
@@ -28,6 +30,9 @@ __all__ = ["FitResult", "write_metrics"]
 
 _SHOWN = 8
 """Images that are drawn anew unless others are asked for."""
+
+_WIDTHS = {"probability": "rlnMaxValueProbDistribution", "entropy": "cryoprobPoseEntropy"}
+"""Columns of how sure the poses are; left out where that is not known, as of a Dirac."""
 
 
 @dataclass(eq=False)
@@ -58,6 +63,8 @@ class FitResult:
     states
         Conformations of the images and maps of them, where the model has any; ``volume`` is then
         the map of the heaviest class, or that of the mean coordinates.
+    imaging
+        Contrast and defocus of the images, where these were latent.
     """
 
     volume: Maps
@@ -72,6 +79,7 @@ class FitResult:
     curve: Tensor = field(default_factory=lambda: torch.zeros(0))
     fitted: Half | None = None
     states: States | None = None
+    imaging: Imaging | None = None
 
     def save(self, out: Path, stack: ParticleStack) -> None:
         """Write every output into the folder ``out``, each file atomically."""
@@ -164,17 +172,18 @@ class FitResult:
     def _groups(self) -> Groups:
         kind = "" if self.fitted is None else self.fitted.guide.kind
         seen = (self.volume, self.pixel_size, self.posterior, self.history, kind)
-        return fit_groups(*seen, self.states)
+        return fit_groups(*seen, self.states, self.imaging)
 
     def _write_particles(self, path: Path, stack: ParticleStack) -> None:
         posterior = self.posterior
-        extra = {
-            "rlnLogLikeliContribution": posterior.bound,
-            "rlnMaxValueProbDistribution": posterior.probability,
-            "cryoprobPoseEntropy": posterior.entropy,
-        } | (self.states.columns() if self.states else {})
+        widths = {_WIDTHS[name]: values for name, values in posterior.widths().items()}
+        extra = {"rlnLogLikeliContribution": posterior.bound} | widths
+        extra |= self.states.columns() if self.states else {}
+        extra |= self.imaging.columns() if self.imaging else {}
         rotation, shift = posterior.rotation.double().cpu(), posterior.shift.double().cpu()
-        write_particles(path, stack, rotation, shift, extra)
+        given = self.fitted is not None and isinstance(self.fitted.guide.rotation, Known)
+        stale = [] if given else list(_WIDTHS.values())  # those in the file are of other poses
+        write_particles(path, stack, rotation, shift, extra, without=stale)
 
     @staticmethod
     def load_volume(out: Path) -> tuple[Maps, float]:

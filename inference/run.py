@@ -83,6 +83,7 @@ class _Run:
         if self.resume and self.checkpoint.exists():
             self.saved = load_checkpoint(self.checkpoint)
         self.stack = stack_of(config)
+        config.latent.check(self.stack)
         self.family = family(config.family)
         self.plan = self.family.settle(config.schedule)
 
@@ -219,6 +220,7 @@ class _Run:
         halves = []
         for part in parts:
             model = build_model(self.stack, config.schedule, power, radius=2, **self.kind)
+            config.latent.put(model)
             classes = start.expand(config.schedule.classes, -1, -1, -1)
             recipe = self._recipe(model, classes if len(classes) > 1 else start[0])
             guide = build_guide(recipe, self.family, self.stack, config.poses)

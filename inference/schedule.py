@@ -6,7 +6,7 @@ And of a start from nothing.
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cryoprob.checks import InputError, require
+from cryoprob.checks import InputError, did_you_mean, require
 
 __all__ = ["VOLUMES", "Schedule"]
 
@@ -91,7 +91,8 @@ class Schedule:
     warm_steps
         Training steps of an encoder before the first E-step.
     batch
-        Images of a training step. (Where these are 0 the family sets them.)
+        Images of a training step. Where it, ``draws``, ``learn_steps``, ``learn_rate`` or
+        ``warm_steps`` is 0, the family sets it.
     zdim
         Coordinates of a continuous conformation.
     width, layers
@@ -105,6 +106,9 @@ class Schedule:
         and learns the noise. (Presets set these.)
     anneal
         With ``beta``: factor of the held noise at the start, falling to 1 while the band grows.
+    kl_start
+        Weight of the divergence of z at the start of such training; rises to 1 while the band
+        grows (KL annealing).
     starts
         Random starts from nothing.
     start_steps
@@ -151,6 +155,7 @@ class Schedule:
     epochs: float = 20.0
     beta: float = 0.0
     anneal: float = 1.0
+    kl_start: float = 1.0
     starts: int = 4
     start_steps: int = 80
     start_images: int = 150
@@ -173,6 +178,8 @@ class Schedule:
         fits = self.anneal == 1 or (self.anneal > 1 and self.beta > 0)
         wanted = "1, or above 1 beside a beta, which holds the noise"
         require(fits, "anneal", expected=wanted, got=f"{self.anneal:g}")
+        fits = 0 < self.kl_start <= 1
+        require(fits, "kl_start", expected="in (0, 1]", got=f"{self.kl_start:g}")
         for name in _POSITIVE:
             value = getattr(self, name)
             require(value > 0, name, expected="a positive number", got=str(value))
@@ -205,8 +212,8 @@ class Schedule:
         for name, text in settings.items():
             where = f"--set {name}={text}"
             if name not in kinds:
-                expected = "one of " + ", ".join(sorted(kinds))
-                raise InputError(where, expected=expected, got=repr(name))
+                expected, near = "a name that `cryoprob settings` lists", did_you_mean(name, kinds)
+                raise InputError(where, expected=expected, got=repr(name), remedy=near)
             values[name] = _convert(where, text, kinds[name])
         return cls(**values)
 

@@ -3,7 +3,7 @@
 And each image's posterior in a few numbers.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,9 +32,9 @@ class PosteriorSummary:
     rotation, shift
         Mean around the posterior mode [N, 3, 3], and mean shift (Angstrom) [N, 2].
     probability
-        Largest posterior mass of one rotation cell, [N].
+        Largest posterior mass of one rotation cell, [N]; NaN where cells are not counted.
     entropy
-        Of the pose posterior, nats, [N].
+        Of the pose posterior, nats, [N]; NaN where q of the pose is a Dirac, which has none.
     cross, energy
         Posterior means of <filtered image, pose> and of the pose's whitened energy, [N].
     """
@@ -63,6 +63,17 @@ class PosteriorSummary:
         """The summary in the CPU's memory."""
         return PosteriorSummary(*(getattr(self, item.name).cpu() for item in fields(self)))
 
+    def without_widths(self, *, entropy: bool = False) -> "PosteriorSummary":
+        """The summary without what it cannot know of the widths; ``entropy`` keeps that."""
+        unknown = torch.full_like(self.probability, torch.nan)
+        kept = self.entropy if entropy else unknown
+        return replace(self, probability=unknown, entropy=kept)
+
+    def widths(self) -> dict[str, Tensor]:
+        """``probability`` and ``entropy``, [N] each, as far as they are known."""
+        found = {"probability": self.probability, "entropy": self.entropy}
+        return {name: part for name, part in found.items() if not bool(part.isnan().all())}
+
     def put(self, rows: Tensor, part: "PosteriorSummary") -> None:
         """Write the summary of some images in place."""
         for item in fields(self):
@@ -88,6 +99,8 @@ class Statistics:
         Power of every image over its noise, all pixels, [N] (float64).
     shift_power
         Sum over images of the posterior mean of |shift|^2, Angstrom^2, [] (float64).
+    power
+        Sum of squares of the images per optics group and shell, [G, S] (float64).
     """
 
     insertion: Insertion
@@ -96,10 +109,12 @@ class Statistics:
     counts: Tensor
     whitened: Tensor
     shift_power: Tensor
+    power: Tensor
 
     def add_power(self, images: Filtered, sigma2: Tensor) -> None:
         """Count images, with their power per shell, under noise spectra [G, S]."""
         self.residual.index_add_(0, images.group, images.power)
+        self.power.index_add_(0, images.group, images.power)
         self.counts.index_add_(0, images.group, torch.ones_like(images.power[:, 0]))
         self.whitened[images.index] = (images.power / sigma2[images.group].double()).sum(1)
 

@@ -15,6 +15,8 @@ __all__ = ["GaussianContrast"]
 class GaussianContrast(LocalPrior):
     """``contrast ~ N(1, scale^2)``: the image is ``contrast * CTF . shift . slice + noise``.
 
+    At a given map and pose the posterior is normal, too, and exact EM integrates it out.
+
     Parameters
     ----------
     scale

@@ -13,7 +13,7 @@ from cryoprob.models.local_prior import LocalPrior
 from cryoprob.models.poses.grid import GridDistribution
 from cryoprob.optics import ctf
 from cryoprob.particles import Batch
-from cryoprob.quadrature import normal_rule
+from cryoprob.quadrature import even_rule, normal_rule
 
 __all__ = ["GaussianDefocus", "defocused_ctf"]
 
@@ -31,6 +31,9 @@ class GaussianDefocus(LocalPrior):
         0 for the line; else as many Gauss-Hermite nodes with their weights (5 to 9 are usual),
         which are enumerated. Sums over n nodes are exact for polynomials of degree 2n - 1 in the
         defocus; they need likelihoods that are not much narrower than the prior.
+    even
+        The nodes are spaced evenly over three standard deviations to either side, for narrower
+        likelihoods: down to half of the ``spacing``.
 
     Raises
     ------
@@ -48,6 +51,8 @@ class GaussianDefocus(LocalPrior):
         nodes: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
+        even: bool = False,
     ) -> None:
         super().__init__()
         wanted = "a positive length (Angstrom)"
@@ -55,11 +60,17 @@ class GaussianDefocus(LocalPrior):
         fits = nodes == 0 or 2 <= nodes <= _MOST
         require(fits, "defocus nodes", expected=f"0, or 2 to {_MOST}", got=str(nodes))
         self.enumerable = nodes > 0
-        place, mass = normal_rule(nodes) if nodes else (torch.zeros(0), torch.zeros(0))
+        rule = even_rule if even else normal_rule
+        place, mass = rule(nodes) if nodes else (torch.zeros(0), torch.zeros(0))
         kind: dict[str, Any] = {"dtype": dtype, "device": device}
         self.register_buffer("scale", torch.tensor(scale_A, **kind))
         self.register_buffer("points", scale_A * place.to(**kind))
         self.register_buffer("log_mass", mass.to(**kind))
+
+    @property
+    def spacing(self) -> float:
+        """Least distance of two nodes, Angstrom; 0 on the line."""
+        return float(self.points.diff().min()) if len(self.points) else 0.0
 
     def prior(self) -> TorchDistribution:
         """The normal distribution of a number, or its nodes."""

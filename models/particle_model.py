@@ -204,12 +204,24 @@ class ParticleModel(nn.Module):
     def _refuse(self, latent: list[str]) -> None:
         """Raise InputError if there are sites in the list."""
         remedy = (
-            "Searches, sums over poses and closed-form updates cannot treat these sites: fit by"
+            "This cannot treat these sites. Exact EM sums them out (imaging_e_step, with"
+            " ConditionalGaussian for the contrast and Exact for a defocus on nodes); or fit by"
             " gradients (Joint with Elbo, Iwae or ProfileLogJoint) or by Pyro's own algorithms, or"
             " leave the sites out (Contrast() holds amplitudes that exact EM re-estimates)."
         )
         where, wanted = " and ".join(latent), "known numbers, or values of the site"
         require(not latent, where, expected=wanted, got="a latent site", remedy=remedy)
+
+    def as_given(self) -> "ParticleModel":
+        """The same model, all other parts shared, without contrast and defocus as latent sites.
+
+        The contrast is then 1 and the defocus the file's; itself where there are no such sites.
+        """
+        if not self._imaging:
+            return self
+        known = self.contrast if isinstance(self.contrast, Contrast) else None
+        own = self.volume, self.rotation, self.shift, self.noise, self.pixel_size
+        return ParticleModel(*own, known, self.conformation, self.factors)
 
     def on(self, volume: Volume, rotation: LocalPrior, shift: ShiftPrior) -> "ParticleModel":
         """The same model, all other parts shared, with another volume and priors of poses."""

@@ -110,6 +110,7 @@ def simulate(
         "cryoprob fit particles.star --out run1",
         "cryoprob fit particles.star --out run2 --reference map.mrc --half-sets",
         "cryoprob fit particles.star --out run3 --preset relion-class3d --set classes=3",
+        "cryoprob fit particles.star --out run4 --poses known --contrast 0.2 --defocus 300",
         "cryoprob fit --resume --out run1",
     )
 )
@@ -128,6 +129,9 @@ def fit(
     pixel_size: o.PixelSize = None,
     invert: o.Invert = None,
     half_sets: o.HalfSets = None,
+    contrast: o.ContrastSd = None,
+    defocus: o.DefocusSd = None,
+    defocus_nodes: o.DefocusNodes = None,
     resume: o.Resume = False,
     seed: o.Seed = None,
     threads: o.Threads = None,
@@ -156,6 +160,9 @@ def fit(
         "pixel_size": pixel_size,
         "invert": invert,
         "half_sets": half_sets,
+        "contrast_sd": contrast,
+        "defocus_sd_A": defocus,
+        "defocus_nodes": defocus_nodes,
         "seed": seed,
         "threads": threads,
         "device": device,
@@ -247,6 +254,15 @@ def presets(name: o.MaybePreset = None) -> None:
     from cryoprob.app.presets import show_preset, show_presets
 
     show_preset(name) if name else show_presets()
+
+
+@app.command(epilog=_example("cryoprob settings"))
+@guarded
+def settings() -> None:
+    """What --set of a fit takes: every setting, its default and its meaning."""
+    from cryoprob.app.settings import show_settings
+
+    show_settings()
 
 
 @app.command(

@@ -15,7 +15,7 @@ from cryoprob.app.fit import configure, watched
 from cryoprob.app.memory import peak_bytes, reset_peak
 from cryoprob.app.views import family_views
 from cryoprob.app.words import angstrom, grid_spacing, say, size, table
-from cryoprob.checks import require
+from cryoprob.checks import did_you_mean, require
 from cryoprob.inference.compare import Accounts, Priced, gridded
 from cryoprob.inference.config import FAMILIES, HYBRIDS, FitConfig
 from cryoprob.inference.evidence import (
@@ -67,7 +67,8 @@ class Setting:
         unknown = [name for name in self.families if name not in known]
         wanted = "some of " + ", ".join(known)
         got = ", ".join(unknown) or "none"
-        require(bool(self.families) and not unknown, "--families", expected=wanted, got=got)
+        fits, near = bool(self.families) and not unknown, did_you_mean(got, known)
+        require(fits, "--families", expected=wanted, got=got, remedy=near)
         require(self.images > 0, "--images", expected="a positive number", got=str(self.images))
         require(0 <= self.order <= 4, "--order", expected="0 to 4", got=str(self.order))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.app.words import say, table
-from cryoprob.checks import require
+from cryoprob.checks import counted, require
 from cryoprob.io.tables import ParticleTable
 from cryoprob.metrics.conformation_error import ClassError, PathError, confusion, path_error
 
@@ -122,6 +122,7 @@ def _column(part: ParticleTable, name: str) -> Tensor:
     require(values is not None, where, expected="a column of numbers", got="none")
     assert values is not None
     bad = np.flatnonzero(~np.isfinite(values))
-    got = f"{len(bad)} rows without, the first {part.where(int(bad[0]))}" if len(bad) else ""
+    rows = counted(len(bad), "row")
+    got = f"{rows} without, the first {part.where(int(bad[0]))}" if len(bad) else ""
     require(not len(bad), where, expected="a number in every row", got=got)
     return torch.from_numpy(values)

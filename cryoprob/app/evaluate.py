@@ -15,7 +15,8 @@ from cryoprob.app.conformations import (
     fitted_columns,
     show_conformations,
 )
-from cryoprob.app.words import angstrom, say, table
+from cryoprob.app.evaluation import Evaluation, print_maps, print_poses
+from cryoprob.app.words import say
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.transforms import crop_map
 from cryoprob.geometry.symmetry import point_group
@@ -59,6 +60,11 @@ class Comparison:
         Errors of the poses, or None where the true ones are not known.
     conformations
         Errors of the conformations, or None where the fit has none.
+    radius
+        Largest shell that the fit used; None takes all. Beyond it a map has nothing of the images,
+        only what a mask leaks, and no resolution is finer.
+    given
+        The poses were not inferred, but those of the particles' file.
     """
 
     aligned: Maps
@@ -69,8 +75,10 @@ class Comparison:
     masked: Tensor
     poses: PoseError | None
     conformations: ConformationError | None = None
+    radius: int | None = None
+    given: bool = False
 
-    def numbers(self) -> "Evaluation":
+    def numbers(self) -> Evaluation:
         """What goes into ``evaluation.json``."""
         poses, states = self.poses, self.conformations
         classes = None if states is None else states.classes
@@ -80,6 +88,7 @@ class Comparison:
             resolution_0143_A=self._reach(self.whole, 0.143),
             masked_05_A=self._reach(self.masked, 0.5),
             masked_0143_A=self._reach(self.masked, 0.143),
+            band_A=self._band_A,
             pixel_size=self.pixel_size,
             mirrored=self.alignment.mirrored,
             turn=self.alignment.rotation.tolist(),
@@ -91,6 +100,7 @@ class Comparison:
             mean_rotation_deg=None if poses is None else poses.mean_rotation_deg,
             median_shift_A=None if poses is None else poses.median_shift_A,
             mean_shift_A=None if poses is None else poses.mean_shift_A,
+            poses_given=self.given,
             wrong_class_share=None if classes is None else classes.wrong,
             class_weight_error=None if classes is None else classes.weight,
             class_recall=None if classes is None else classes.recall.tolist(),
@@ -99,57 +109,16 @@ class Comparison:
         )
 
     def _reach(self, curve: Tensor, threshold: float) -> float | None:
-        """Resolution of a curve, or None if it has none."""
+        """Resolution of a curve, at best the fit's last shell; None if it has none."""
         found = resolution(curve, threshold, self.pixel_size, self.truth.shape[-1])
-        return None if found == float("inf") else found
+        return None if found == float("inf") else max(found, self._band_A or 0.0)
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The numbers of a comparison; None where there is none.
-
-    Attributes
-    ----------
-    resolution_05_A, resolution_0143_A
-        Where the FSC with the truth falls below 0.5 and 0.143, A, over the whole box.
-    masked_05_A, masked_0143_A
-        The same within a soft mask around the true molecule.
-    pixel_size
-        A.
-    mirrored, turn, shift_A
-        The motion that lays the fit on the truth.
-    fsc, fsc_masked
-        The curves, by shell.
-    images
-        Images whose poses were compared.
-    median_rotation_deg, mean_rotation_deg, median_shift_A, mean_shift_A
-        Errors of the poses.
-    wrong_class_share, class_weight_error, class_recall
-        Of classes, 0 to 1 (:class:`~cryoprob.metrics.conformation_error.ClassError`).
-    leading_rank_correlation, curve_rank_correlation
-        Of coordinates, 0 to 1 (:class:`~cryoprob.metrics.conformation_error.PathError`).
-    """
-
-    resolution_05_A: float | None
-    resolution_0143_A: float | None
-    masked_05_A: float | None
-    masked_0143_A: float | None
-    pixel_size: float
-    mirrored: bool
-    turn: list[list[float]]
-    shift_A: list[float]
-    fsc: list[float]
-    fsc_masked: list[float]
-    images: int | None
-    median_rotation_deg: float | None
-    mean_rotation_deg: float | None
-    median_shift_A: float | None
-    mean_shift_A: float | None
-    wrong_class_share: float | None
-    class_weight_error: float | None
-    class_recall: list[float] | None
-    leading_rank_correlation: float | None
-    curve_rank_correlation: float | None
+    @property
+    def _band_A(self) -> float | None:
+        """Resolution of the fit's last shell."""
+        if self.radius is None:
+            return None
+        return self.truth.shape[-1] * self.pixel_size / self.radius
 
 
 def compare(
@@ -160,15 +129,20 @@ def compare(
     symmetry: str = "C1",
     tables: tuple[ParticleTable, ParticleTable] | None = None,
     conformations: ConformationError | None = None,
+    radius: int | None = None,
+    given: bool = False,
 ) -> Comparison:
-    """Lay a map on the true one [D, D, D]; with tables (found, true) compare the poses, too."""
+    """Lay a map on the true one [D, D, D]; with tables (found, true) compare the poses, too.
+
+    ``radius`` and ``given`` are as in :class:`Comparison`.
+    """
     group = point_group(symmetry)
     alignment = align_maps(volume, truth, pixel_size=pixel_size, group=group)
     assert alignment.aligned is not None
     aligned, mask = alignment.aligned, automatic(truth, pixel_size)
     poses = None if tables is None else _pose_errors(*tables, alignment, group)
     whole, masked = fsc(aligned, truth), fsc(aligned, truth, mask)
-    parts = (alignment, whole, masked, poses, conformations)
+    parts = (alignment, whole, masked, poses, conformations, radius, given)
     return Comparison(aligned, truth, pixel_size, *parts)
 
 
@@ -188,10 +162,16 @@ def evaluate(run: Path, truth: Path) -> Comparison:
     tables, poses = None, truth / "truth.star"
     if truth.is_dir() and poses.exists() and (run / "particles.star").exists():
         tables = read_particles(run / "particles.star"), read_particles(poses, need=["rotation"])
-    symmetry = FitConfig.from_toml(run / "config.toml").symmetry
-    states = _conformations(run, tables)
+    config = FitConfig.from_toml(run / "config.toml")
     return compare(
-        volume, target, pixel_size, symmetry=symmetry, tables=tables, conformations=states
+        volume,
+        target,
+        pixel_size,
+        symmetry=config.symmetry,
+        tables=tables,
+        conformations=_conformations(run, tables),
+        radius=_last_radius(run),
+        given=config.poses == "known",
     )
 
 
@@ -200,9 +180,9 @@ def write_evaluation(comparison: Comparison, run: Path) -> Evaluation:
     numbers = comparison.numbers()
     with replacing(run / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(asdict(numbers), indent=1) + "\n")
-    _print_maps(numbers)
+    print_maps(numbers)
     if numbers.images is not None:
-        _print_poses(numbers)
+        print_poses(numbers)
     if comparison.conformations is not None:
         show_conformations(comparison.conformations)
     hand = "the mirror image of the truth" if numbers.mirrored else "the hand of the truth"
@@ -217,24 +197,11 @@ def show_evaluation(run: Path, truth: Path) -> Evaluation:
     return numbers
 
 
-def _print_maps(numbers: Evaluation) -> None:
-    rows = [
-        ("whole box", numbers.resolution_05_A, numbers.resolution_0143_A),
-        ("within the molecule", numbers.masked_05_A, numbers.masked_0143_A),
-    ]
-    text = [(name, angstrom(half), angstrom(seventh)) for name, half, seventh in rows]
-    table(["FSC with the truth", "0.5", "0.143"], text)
-
-
-def _print_poses(numbers: Evaluation) -> None:
-    size, shift = numbers.pixel_size, (numbers.median_shift_A, numbers.mean_shift_A)
-    turn = (numbers.median_rotation_deg, numbers.mean_rotation_deg)
-    rows = [("rotation, degrees", *(f"{v:.1f}" for v in turn if v is not None))]
-    if shift[0] is not None:
-        rows.append(("shift, A", *(f"{v:.2f}" for v in shift if v is not None)))
-        rows.append(("shift, pixels", *(f"{v / size:.2f}" for v in shift if v is not None)))
-    say("")
-    table([f"error of {numbers.images} poses", "median", "mean"], rows, "")
+def _last_radius(run: Path) -> int | None:
+    """Largest shell of the last step of a fit, or None where its metrics do not say."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return json.loads(lines[-1]).get("radius") if lines else None
 
 
 def _true_map(truth: Path) -> Path:

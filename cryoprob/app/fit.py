@@ -3,7 +3,7 @@
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from shlex import join
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from cryoprob.inference.schedule import Schedule
 from cryoprob.io.structures import is_structure
 
 if TYPE_CHECKING:
+    from cryoprob.inference.imaging import Imaging
     from cryoprob.inference.result import FitResult
     from cryoprob.inference.states import States
 
@@ -53,9 +54,16 @@ def configure(
     Raises
     ------
     InputError
-        If there are no particles, or a setting is unknown or impossible.
+        If there are no particles, nothing to resume, or a setting is unknown or impossible.
     """
-    if file is None and resume and (out / "config.toml").exists():
+    require(
+        not resume or (out / "config.toml").exists(),
+        "--resume",
+        expected=f"a fit to go on with in {out}",
+        got="a folder without config.toml" if out.exists() else "no such folder",
+        remedy="There is nothing to resume: start without --resume.",
+    )
+    if file is None and resume:
         file = out / "config.toml"
     plain = {name: _plain(name, value) for name, value in given.items() if value is not None}
     chosen = {name: value for name, value in plain.items() if value is not None}
@@ -90,6 +98,7 @@ def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
         On Ctrl-C, with the words how to go on.
     """
     refuse_overwriting(out, resume)
+    _check_input(config)
     _announce(config, out, resume)
     result = watched(config, out, resume=resume)
     _conclude(result, out)
@@ -169,11 +178,25 @@ def _schedule(base: Schedule, settings: Sequence[str]) -> Schedule:
     pairs = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        remedy = f"Settings: {', '.join(item.name for item in fields(Schedule))}."
+        remedy = "`cryoprob settings` lists the keys."
         require(bool(equals), "--set", expected="key=value", got=repr(setting), remedy=remedy)
         pairs[name.strip()] = text.strip()
     parsed = Schedule.parse(pairs)
     return replace(base, **{name: getattr(parsed, name) for name in pairs})
+
+
+def _check_input(config: FitConfig) -> None:
+    """Find at once, before anything is said, what is wrong with files and with the device."""
+    from cryoprob.inference.solvent import Solvent
+    from cryoprob.inference.starts import kind_of, stack_of
+
+    kind_of(config)
+    stack = stack_of(config)
+    config.latent.check(stack)
+    Solvent.of(config.mask, stack.box)
+    for path in config.references:
+        got = "no such file"
+        require(Path(path).is_file(), "--reference", expected=f"a file {path}", got=got)
 
 
 def _announce(config: FitConfig, out: Path, resume: bool) -> None:
@@ -182,6 +205,8 @@ def _announce(config: FitConfig, out: Path, resume: bool) -> None:
         system = load(config.preset)
         say(f"Preset: {system.name} ({system.paper}).")
     say(_POSES[config.poses])
+    for line in config.latent.words():
+        say(line)
     if config.reference is not None:
         low = f", low-passed to {config.low_pass_A:g} A"
         say(f"Start: {config.reference}{'' if is_structure(config.reference) else low}.")
@@ -204,10 +229,25 @@ def _conclude(result: "FitResult", out: Path) -> None:
             ("Steps", str(len(result.history))),
             ("Map", str(out / "volume.mrc")),
             *conformations(result.states, out),
+            *_imaging(result.imaging),
             ("Poses", str(out / "particles.star")),
         ],
         "Done",
     )
+
+
+def _imaging(found: "Imaging | None") -> list[tuple[str, str]]:
+    """What there is to say of latent contrasts and defoci."""
+    if found is None:
+        return []
+    rows = []
+    if len(found.contrast):
+        spread, width = float(found.contrast.std()), float(found.contrast_std.median())
+        rows.append(("Contrast", f"spread {spread:.2f}, each known to {width:.2f} (median)"))
+    if len(found.defocus):
+        spread, width = float(found.defocus.std()), float(found.defocus_std.median())
+        rows.append(("Defocus", f"off by {spread:.0f} A, each known to {width:.0f} A (median)"))
+    return rows
 
 
 def conformations(states: "States | None", out: Path) -> list[tuple[str, str]]:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryoprob.app.latent_plot import plot_latent
+from cryoprob.app.latent_plot import axis_names, plot_latent
 from cryoprob.app.words import facts, say, table
-from cryoprob.checks import InputError, require
+from cryoprob.checks import InputError, counted, require
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.conformation_budget import check_priced, conformation_budget
 from cryoprob.inference.half import Half
-from cryoprob.inference.latent import centers, collapse, line, nearest, region_shares
+from cryoprob.inference.latent import centers, collapse, line, nearest, region_shares, told
 from cryoprob.inference.presets.base import Built
 from cryoprob.inference.reload import reload
 from cryoprob.inference.treatments.known import Known
@@ -117,10 +117,12 @@ def show_latent(
     pictured = _umap(found.mean, seed) if umap else axes.project(found.mean)
     _write(folder / "latent.csv", found, axes.project(found.mean), pictured if umap else None)
     near = nearest(found.mean, points), nearest(found.mean, path)
-    names = ("UMAP 1", "UMAP 2") if umap else ("principal axis 1", "principal axis 2")
-    plot_latent(folder / "latent.png", pictured, pictured[near[0]], pictured[near[1]], names)
-    _tell(found, axes.variance, _prior_width(half), shares.mean(0), folder)
-    if doubt := collapse(found.std, _prior_width(half)):
+    names = ["UMAP 1", "UMAP 2"] if umap else axis_names(axes.share)
+    doubt = collapse(found.mean, found.std)
+    marks = pictured[near[0]], pictured[near[1]]
+    plot_latent(folder / "latent.png", pictured, *marks, names, doubt)
+    _tell(found, axes.share, shares.mean(0), folder)
+    if doubt:
         say(doubt)
     if price:
         _tell_price(out, built, stack, price, seed)
@@ -128,12 +130,13 @@ def show_latent(
 
 def _point(text: str, size: int) -> Tensor:
     """A point of the latent space from words."""
-    where, wanted = f"--at {text}", f"{size} numbers with commas between"
+    between = " with commas between" if size > 1 else ""
+    where, wanted = f"--at {text}", f"{counted(size, 'number')}{between}"
     try:
         values = [float(word) for word in text.split(",")]
     except ValueError:
         raise InputError(where, expected=wanted, got=repr(text)) from None
-    require(len(values) == size, where, expected=wanted, got=f"{len(values)} numbers")
+    require(len(values) == size, where, expected=wanted, got=counted(len(values), "number"))
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -169,9 +172,8 @@ def _prior_width(half: Half) -> Tensor:
     return prior.scale.double().cpu()
 
 
-def _tell(found: Latent, variance: Tensor, width: Tensor, occupancy: Tensor, folder: Path) -> None:
-    share = variance / variance.sum()
-    informed = 1 - (found.std / width).square().mean(0).clamp(max=1)
+def _tell(found: Latent, share: Tensor, occupancy: Tensor, folder: Path) -> None:
+    informed = told(found.mean, found.std)
     facts(
         [
             ("Particles", str(len(found.mean))),

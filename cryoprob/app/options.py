@@ -16,9 +16,12 @@ __all__ = [
     "AmplitudeContrast",
     "Astigmatism",
     "ConfigFile",
+    "ContrastSd",
     "Crop",
     "Cs",
     "Defocus",
+    "DefocusNodes",
+    "DefocusSd",
     "DemoOut",
     "Detail",
     "Device",
@@ -129,6 +132,27 @@ Symmetry = Annotated[
 HalfSets = Annotated[
     bool | None, Option("--half-sets", help="Two independent halves, and their FSC.")
 ]
+ContrastSd = Annotated[
+    float | None,
+    Option(
+        "--contrast",
+        metavar="SD",
+        help="Contrasts differ from image to image by SD around 1, and are summed out.",
+    ),
+]
+DefocusSd = Annotated[
+    float | None,
+    Option(
+        "--defocus",
+        metavar="SD_A",
+        help="Defoci of the file are off by SD_A Angstrom, and are summed out on nodes; a search"
+        " of poses takes as many times longer.",
+    ),
+]
+DefocusNodes = Annotated[
+    int | None,
+    Option("--defocus-nodes", metavar="N", help="Errors of the defocus summed over; default 13."),
+]
 Resume = Annotated[bool, Option("--resume", help="Go on from the checkpoint in --out.")]
 Device = Annotated[str | None, Option("--device", metavar="NAME", help="cpu (default) or cuda.")]
 Double = Annotated[bool | None, Option("--double", help="Compute in float64.")]
@@ -138,14 +162,26 @@ ConfigFile = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="A setting of the schedule; may be repeated."),
+    Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the schedule (`cryoprob settings` lists them); may be repeated.",
+    ),
 ]
 
 # latent
 
 Centers = Annotated[int, Option("--centers", min=1, help="Clusters (k-means).")]
 Steps = Annotated[int, Option("--steps", min=2, help="Maps along the path.")]
-Axis = Annotated[int, Option("--axis", min=1, help="Principal axis that the path follows.")]
+Axis = Annotated[
+    int,
+    Option(
+        "--axis",
+        min=1,
+        help="Principal axis that the path follows, from 5 to 95 % of the images; a map is at the"
+        " mean of images near there that lie close together.",
+    ),
+]
 At = Annotated[
     list[str] | None,
     Option("--at", metavar="Z1,Z2,...", help="A point to make a map of; may be repeated."),

@@ -1,32 +1,28 @@
 """The ``presets`` command: every published system, and which of them run here."""
 
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Sequence
 
-from cryoprob.app.words import console, facts, say
+from cryoprob.app.words import facts, say, texts
 from cryoprob.inference.presets.menu import load
-from cryoprob.inference.presets.systems import SYSTEMS
+from cryoprob.inference.presets.systems import SYSTEMS, System
 
 __all__ = ["show_preset", "show_presets"]
 
-_HEAD = ("system", "--preset", "volume", "conformation", "hidden", "inference")
+_HEAD = ("volume", "conformation", "hidden", "inference")
 
 
 def show_presets() -> None:
-    """Print the table of all systems."""
-    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for place, name in enumerate(_HEAD):
-        grid.add_column(name, overflow="fold", no_wrap=place == 1)
-    for row in SYSTEMS:
-        preset = row.preset if row.ready else "-"
-        cells = (row.title, preset, row.volume, row.conformation, row.hidden, row.inference)
-        grid.add_row(*map(Text, cells))
-    console().print(grid)
-    ready = sum(row.ready for row in SYSTEMS)
-    say(
-        f"\n{ready} of {len(SYSTEMS)} run here; those of '-' are not written yet. What one of them"
-        " keeps of its paper and what not: cryoprob presets NAME."
-    )
+    """Print the table of all systems: those that run here by their presets, then the others."""
+    ready = [row for row in SYSTEMS if row.ready]
+    title = f"{len(ready)} of {len(SYSTEMS)} run here"
+    texts(["--preset", *_HEAD], [[row.preset, *_cells(row)] for row in ready], title)
+    say("\nWhat one of them keeps of its paper and what not: cryoprob presets NAME.")
+    others = [row for row in SYSTEMS if not row.ready]
+    texts(["system", *_HEAD], [[row.title, *_cells(row)] for row in others], "Not written yet")
+
+
+def _cells(row: System) -> Sequence[str]:
+    return row.volume, row.conformation, row.hidden, row.inference
 
 
 def show_preset(name: str) -> None:

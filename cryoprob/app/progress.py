@@ -24,8 +24,11 @@ _MANY = 60
 
 
 def line(record: dict[str, Any]) -> str:
-    """A step in one line: evidence in nats per image, resolution in A, band in shells."""
-    searched = record.get("stage") != "reconstruct"
+    """A step in one line: evidence in nats per image, resolution in A, band in shells.
+
+    Only starts from nothing and refinements search a grid.
+    """
+    searched = "start" in record or record.get("stage", "refine") == "refine"
     grid = grid_spacing(int(record["order"])) if searched else "-"
     return (
         f"{_label(record):>6s}   {record['bound']:12.2f}"

@@ -16,6 +16,7 @@ __all__ = [
     "say",
     "size",
     "table",
+    "texts",
 ]
 
 
@@ -52,6 +53,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -
     grid = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
     for place, name in enumerate(head):
         grid.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    _titled(grid, title)
+
+
+def texts(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table of words, wrapped between words in every column but the first."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    rows = list(rows)
+    for place, name in enumerate(head):
+        longest = max(
+            (len(word) for row in [head, *rows] for word in row[place].split()), default=1
+        )
+        grid.add_column(name, no_wrap=not place, min_width=longest, overflow="fold")
     for row in rows:
         grid.add_row(*map(Text, row))
     _titled(grid, title)

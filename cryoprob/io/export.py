@@ -1,6 +1,6 @@
 """Particle tables written as RELION 3.1 writes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ def write_particles(
     rotation: Rotations | None = None,
     shift: Shifts | None = None,
     extra: Mapping[str, ArrayLike | Tensor | Sequence[str]] | None = None,
+    without: Collection[str] = (),
 ) -> None:
     """Write a table as RELION 3.1 does: the columns it had, with new poses and extra columns.
 
@@ -52,6 +53,8 @@ def write_particles(
         New poses [n, 3, 3] and [n, 2] (A); those of the table stay where left out.
     extra
         Columns [n] of numbers or words by label; one that is there is replaced.
+    without
+        Labels of columns of the table that are left out.
 
     Raises
     ------
@@ -70,7 +73,8 @@ def write_particles(
         "rlnImageName": _names(table, Path(path).parent),
         "rlnOpticsGroup": [str(n + 1) for n in number.tolist()],
     }
-    columns |= _kept(table) | _poses(table, rotation, shift)
+    kept = {label: values for label, values in _kept(table).items() if label not in without}
+    columns |= kept | _poses(table, rotation, shift)
     optics = _optics(table, used, first)
     for name in _OPTICS:
         _share(table.ctf[name], CTF[name], first, number, columns, optics)

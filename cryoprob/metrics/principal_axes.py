@@ -28,6 +28,12 @@ class Axes:
     axes: Tensor
     variance: Tensor
 
+    @property
+    def share(self) -> Tensor:
+        """Of the whole variance, [size]; zeros where all values are the same."""
+        whole = self.variance.sum()
+        return self.variance / whole if whole > 0 else torch.zeros_like(self.variance)
+
     def project(self, values: Tensor) -> Tensor:
         """Coordinates [*, size] along the axes."""
         return (values - self.mean) @ self.axes.mT

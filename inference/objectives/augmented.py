@@ -61,6 +61,10 @@ class Augmented(Objective):
         turned = turn_batch(batch, quarters)
         return self.objective.turned(batch.index, quarters)(model, guide, volume, turned)
 
+    def weighted(self, beta: float) -> "Augmented":
+        """Of the objective with this weight on its divergence."""
+        return Augmented(self.objective.weighted(beta))
+
 
 def _turns_along(part: Treatment) -> bool:
     return isinstance(part, Amortized) or isinstance(part, Known) and not part.values.any()

@@ -5,14 +5,14 @@ from torch import Tensor
 from cryoprob.checks import require
 from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.objectives.base import Objective, log_terms
+from cryoprob.inference.objectives.base import Weighed, log_terms
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 
 __all__ = ["Elbo"]
 
 
-class Elbo(Objective):
+class Elbo(Weighed):
     """``E_q log p(image | pose) - beta KL(q || prior)``, by draws.
 
     A bound on the log evidence for ``beta >= 1`` only, tightest at 1; with a smaller one the
@@ -50,5 +50,4 @@ class Elbo(Objective):
         )
         poses = guide.draw(batch, self.draws)
         terms = log_terms(model, guide, volume, poses, batch)
-        ratio = terms.likelihood - self.beta * (poses.log_q - terms.prior)
-        return (poses.log_weight.exp() * ratio).sum(0)
+        return (poses.log_weight.exp() * terms.over(poses, self.beta)).sum(0)

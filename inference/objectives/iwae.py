@@ -43,5 +43,4 @@ class Iwae(Objective):
         require(guide.kind != "profile_log_joint", "iwae", expected=wanted, got=got)
         poses = guide.draw(batch, self.draws)
         terms = log_terms(model, guide, volume, poses, batch)
-        ratio = terms.likelihood + terms.prior - poses.log_q
-        return torch.logsumexp(ratio + poses.log_weight, 0)
+        return torch.logsumexp(terms.over(poses) + poses.log_weight, 0)

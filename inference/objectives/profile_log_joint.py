@@ -5,14 +5,14 @@ from torch import Tensor
 from cryoprob.checks import require
 from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.objectives.base import Objective, log_terms
+from cryoprob.inference.objectives.base import Weighed, log_terms
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 
 __all__ = ["ProfileLogJoint"]
 
 
-class ProfileLogJoint(Objective):
+class ProfileLogJoint(Weighed):
     """``log p(image, pose)`` at the pose that q stands at; with heads, the best mixture of them.
 
     The entropy of a Dirac is minus infinity and left out, so this bounds nothing and has no zero:
@@ -38,5 +38,4 @@ class ProfileLogJoint(Objective):
         )
         poses = guide.draw(batch, 1)
         terms = log_terms(model, guide, volume, poses, batch)
-        ratio = terms.likelihood + terms.prior - poses.log_q
-        return (poses.log_weight.exp() * ratio).sum(0)
+        return (poses.log_weight.exp() * terms.over(poses, self.beta)).sum(0)

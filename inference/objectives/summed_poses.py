@@ -7,7 +7,7 @@ from cryoprob.checks import InputError, require
 from cryoprob.fourier.gaussian_map import AnyMap, mean_of
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.levels import Level
-from cryoprob.inference.objectives.base import Objective
+from cryoprob.inference.objectives.base import Weighed
 from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.models.particle_model import ParticleModel
@@ -16,12 +16,12 @@ from cryoprob.particles import Batch
 __all__ = ["SummedPoses"]
 
 
-class SummedPoses(Objective):
+class SummedPoses(Weighed):
     """``E_q(z) [log sum over poses p(image, pose | z) + log p(z) - log q(z)]``, by draws of z.
 
     The bound of exact rotations with amortized conformations: what ``TraceEnum_ELBO`` sums on the
     same model and guide. Every image has slices of its own, Q of them a draw: for small grids and
-    batches.
+    batches. A defocus on nodes is summed out along with the poses (``Exact``).
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ class SummedPoses(Objective):
         Raises
         ------
         InputError
-            If poses are not summed out on a grid, or the conformation has no density.
+            If poses are not summed out on a grid, the conformation has no density, or there is a
+            contrast, or a defocus that is not summed out.
         """
         part = guide.conformation
         exact = isinstance(guide.rotation, Exact) and isinstance(guide.shift, Exact)
@@ -52,11 +53,16 @@ class SummedPoses(Objective):
                 got=", ".join(type(one).__name__ for one in guide.sites.values()),
             )
         guide.check(model)
-        model.require_known_imaging()  # no draws of other sites
+        if guide.contrast is not None or not guide.sums_defocus:
+            model.require_known_imaging()  # no draws of other sites
         guide.forget()
         level = Level.of(model)
         rotation, shift = level.rotation, level.shift
         log_prior = shift.log_mass()[:, None, None] + rotation.log_mass
+        nodes = None
+        if model.defocus is not None:
+            nodes = model.defocus.points[:, None, None, None]  # [J, 1, 1, 1]
+            log_prior = log_prior + model.defocus.log_mass[:, None, None, None]
         drawn = part.draw(batch, self.draws)
         assert model.conformation is not None
         ratio = model.conformation.prior().log_prob(drawn.value) - drawn.log_q
@@ -64,7 +70,8 @@ class SummedPoses(Objective):
         moves = shift.points()[:, None, None]  # [T, 1, 1, 2]
         each = []
         for state in drawn.value:
-            law = model.likelihood(mean_of(volume), turns, moves, batch, state)
-            each.append(torch.logsumexp(law.log_prob(batch.image) + log_prior, (0, 1)))
+            law = model.likelihood(mean_of(volume), turns, moves, batch, state, defocus=nodes)
+            joint = law.log_prob(batch.image) + log_prior
+            each.append(joint.flatten(0, -2).logsumexp(0))
         share = drawn.log_weight.exp()
-        return (share * (torch.stack(each) + ratio)).sum(0)
+        return (share * (torch.stack(each) + self.beta * ratio)).sum(0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.guide import Guide, Poses
-from cryoprob.inference.objectives.base import Objective, log_terms
+from cryoprob.inference.objectives.base import Weighed, log_terms
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 from cryoprob.types import Rotations, Shifts
@@ -26,7 +26,7 @@ def turned(batch: Batch, where: Tensor | None = None) -> Batch:
     return replace(batch, image=other)
 
 
-class Symmetric(Objective):
+class Symmetric(Weighed):
     """The better of two candidates per image, or their log mean: both are read off by q.
 
     The encoder looks at the image and at the image turned by 180 degrees; what it says of the
@@ -64,8 +64,7 @@ class Symmetric(Objective):
         ratios = []
         for poses in (guide.draw(batch, 1), _back(guide.draw(turned(batch), 1))):
             terms = log_terms(model, guide, volume, poses, batch)
-            ratio = terms.likelihood + terms.prior - poses.log_q
-            ratios.append((poses.log_weight.exp() * ratio).sum(0))
+            ratios.append((poses.log_weight.exp() * terms.over(poses, self.beta)).sum(0))
         return torch.stack(ratios)
 
 

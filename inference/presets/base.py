@@ -170,11 +170,10 @@ class Scene:
     ) -> "Built":
         """Volume and q raised together by gradient steps (:class:`Joint`), in all shells."""
         radius = self.plan.max_radius or self.stack.box // 2 - 1
-        noise: dict[str, Any] = {"noise": not self.plan.beta, "anneal": self.plan.anneal}
-        options = {"first_radius": radius, **noise} | options
         plan, half = self.plan, Half(model, guide, self.everything)
-        rates: dict[str, Any] = {"rate": plan.learn_rate, "batch": plan.batch}
-        joint = Joint(objective, self.seed, self.steps, radius=radius, **rates | options)
+        own: dict[str, Any] = {"rate": plan.learn_rate, "batch": plan.batch, "radius": radius}
+        own |= {"noise": not plan.beta, "anneal": plan.anneal, "kl_start": plan.kl_start}
+        joint = Joint(objective, self.seed, self.steps, **{"first_radius": radius} | own | options)
         state = JointState(half)
 
         def finish() -> FitResult:

@@ -28,11 +28,12 @@ PRESET = Preset(
         "Residual networks of the paper's shape for encoder and decoder, random Fourier features,"
         " a normal q of z, poses from the file. The half plane's complex coefficients in place of"
         " the full plane's Hartley numbers, which hold the same information. The noise spectrum is"
-        " learned, so that the ELBO is one; beta=1/zdim gives the released loss, whose noise"
+        " learned, so that the ELBO is one; its divergence counts little at first (kl_start), lest"
+        " the noise takes what z could tell. beta=1/zdim gives the released loss, whose noise"
         " variance is beta / 2 in units of the images' (anneal=16 starts it larger). A --reference"
         " is where the decoder starts."
     ),
     config={"poses": "known"},
-    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0},
+    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0, "kl_start": 0.05},
     build=build,
 )

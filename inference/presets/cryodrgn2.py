@@ -28,6 +28,6 @@ PRESET = Preset(
         " starts at it, and the poses with a search; from nothing hundreds of noisy images are too"
         " few."
     ),
-    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 30.0, "beam": 8},
+    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 30.0, "beam": 8, "kl_start": 0.05},
     build=build,
 )

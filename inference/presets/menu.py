@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from cryoprob.checks import require
+from cryoprob.checks import did_you_mean, require
 from cryoprob.inference.presets.base import Preset
 
 __all__ = ["PRESETS", "load", "module_of"]
@@ -36,7 +36,8 @@ def load(name: str) -> Preset:
     InputError
         If there is none.
     """
-    require(name in PRESETS, "--preset", expected=", ".join(PRESETS), got=repr(name))
+    expected, remedy = "a name that `cryoprob presets` lists", did_you_mean(name, PRESETS)
+    require(name in PRESETS, "--preset", expected=expected, got=repr(name), remedy=remedy)
     preset: Preset = import_module(module_of(name)).PRESET
     return preset
 

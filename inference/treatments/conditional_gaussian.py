@@ -1,4 +1,4 @@
-"""The exact normal posterior of a conformation that slices are linear in."""
+"""The exact normal posterior of what an image is linear in: a conformation, or its contrast."""
 
 from cryoprob.checks import InputError
 from cryoprob.inference.treatments.base import Treatment
@@ -12,7 +12,8 @@ class ConditionalGaussian(Treatment):
 
     The E-step integrates z out (:mod:`cryoprob.inference.linear_posterior`), and the bound is the
     log evidence. It needs a volume that is linear in the conformation (``LinearModes``) with a
-    normal prior. Tagare et al. 2015, J. Struct. Biol. 191, 245.
+    normal prior. Tagare et al. 2015, J. Struct. Biol. 191, 245. A contrast with a normal prior is
+    integrated out likewise, with whatever volume (:mod:`cryoprob.inference.imaging_e_step`).
     """
 
     def forward(self, site: str, batch: Batch) -> None:
@@ -27,5 +28,6 @@ class ConditionalGaussian(Treatment):
             site,
             expected="a treatment that can be drawn from, for an objective by draws",
             got=type(self).__name__,
-            remedy="Fit with ModesEM, which integrates it out; or use PerImage or Amortized.",
+            remedy="Fit with ModesEM (a contrast: with EM), which integrates it out; or use"
+            " PerImage or Amortized.",
         )

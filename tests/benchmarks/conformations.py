@@ -25,6 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from chains import write_frame
+from judged import basic_arguments
 
 from cryoprob.app.fit import configure
 from cryoprob.fourier.transforms import crop_map
@@ -104,16 +105,12 @@ def row(
 def main() -> None:
     """Run the table."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = basic_arguments(__doc__)
     parser.add_argument(
         "--presets", default="one map,ppca,cryodrgn,cryofold,e2gmm,e2gmm:structure"
     )
     parser.add_argument("--data", type=Path, default=beside / "adk-path")
     parser.add_argument("--box", type=int, default=32)
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     stack = ParticleStack.read(given.data / "truth.star", need=("ctf", "rotation", "shift"))

@@ -23,6 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from chains import write_frame
+from judged import basic_arguments
 
 from cryoprob.app.evaluate import evaluate
 from cryoprob.app.fit import configure
@@ -78,13 +79,9 @@ def row(name: str, given: argparse.Namespace, folder: Path) -> str:
 def main() -> None:
     """Print the table."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = basic_arguments(__doc__)
     parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--data", type=Path, default=beside)
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(

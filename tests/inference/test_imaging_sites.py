@@ -27,6 +27,7 @@ from cryoprob.inference.objectives.augmented import Augmented
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.iwae import Iwae
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
+from cryoprob.inference.objectives.ring_correlation import RingCorrelation
 from cryoprob.inference.objectives.sleep import Sleep
 from cryoprob.inference.objectives.summed_poses import SummedPoses
 from cryoprob.inference.solvent import Solvent
@@ -329,9 +330,14 @@ def test_summed_poses_refuse(few):
 
 def test_what_a_guide_refuses(few):
     heads = PerImage(Heads(NormalScalar(0.1), 2), torch.ones(4, dtype=F64))
-    for part in (Exact(), Modal(), ConditionalGaussian(), heads):
+    for part in (Exact(), Modal(), heads):
         with pytest.raises(InputError, match="a treatment of the contrast without a search"):
             few.guide(contrast=part)
+    with pytest.raises(InputError, match="a treatment of the defocus without a search"):
+        few.guide(defocus=ConditionalGaussian())
+    summed = few.guide(contrast=ConditionalGaussian(), defocus=Known(few.defocus))
+    with pytest.raises(InputError, match="contrast that gives draws, got Cond.*imaging_e_step"):
+        Elbo()(few.model, summed, few.volume, few.batch)
     with pytest.raises(InputError, match="treatment of the defocus without.*got Modal"):
         few.guide(defocus=Modal())
 
@@ -351,8 +357,8 @@ def test_sites_and_treatments_must_match(few):
     with pytest.raises(InputError, match="continuous"):
         Prior(nodes.defocus)
     exact = few.guide(defocus=Exact())
-    with pytest.raises(InputError, match="defocus that gives draws, got Exact.*TraceEnum_ELBO"):
-        Elbo()(nodes, exact, few.volume, few.batch)
+    with pytest.raises(InputError, match="defocus: expected known numbers, or values"):
+        RingCorrelation(1.0)(nodes, exact, few.volume, few.batch)
     line = imaged_model(16, None, GaussianDefocus(300.0, dtype=F64))
     with pytest.raises(InputError, match="defocus prior: expected nodes, which Exact sums over"):
         exact.check(line)

@@ -17,6 +17,7 @@ from cryoprob.inference.laws.shifts import DiracShift, NormalShift
 from cryoprob.inference.loop import Quiet, run_loop
 from cryoprob.inference.m_step import solve_volume, update_noise
 from cryoprob.inference.objectives.elbo import Elbo
+from cryoprob.inference.objectives.iwae import Iwae
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.solvent import Solvent
@@ -187,6 +188,26 @@ def test_held_noise_is_annealed(problem):
     assert problem.model.noise.sigma2.equal(held)
     with pytest.raises(InputError, match="noise held"):
         joint(Elbo(), anneal=16.0)
+
+
+def test_the_divergence_is_weighed_at_the_start(problem):
+    """1/16 of it at first, all of it after half of the steps; the records say so."""
+    seen = []
+
+    class Watched(Elbo):
+        def __call__(self, *args):
+            seen.append(self.beta)
+            return super().__call__(*args)
+
+    options = {"steps": 100, "kl_start": 1 / 16, "marching": 0.75}
+    state, training = JointState(half(problem)), joint(Watched(2, 0.5), **options)
+    kinds = [training.step(state, problem.stack)["kind"] for _ in range(2)]
+    expected = [0.5 * (1 / 16) ** max(0.0, 1 - step / 75) for step in range(100)]
+    assert seen == pytest.approx(expected)
+    assert kinds[0].endswith("divergence times 0.4") and kinds[1].endswith("full band")
+    for objective, weight, word in ((Iwae(2), 0.5, "divergence"), (Elbo(), 0.0, "kl_start")):
+        with pytest.raises(InputError, match=word):
+            joint(objective, kl_start=weight)
 
 
 def test_what_is_not_finite_is_named(problem):

@@ -35,12 +35,38 @@ def test_a_path_stays_among_the_points(generator):
     """On a ring it follows the ring, where the mean of all is empty."""
     angle = 3.0 * torch.rand(2000, generator=generator, dtype=F64)
     ring = torch.stack([10 * angle.cos(), 10 * angle.sin()], 1)
-    path = line(ring, 9)
-    along = principal_axes(ring).project(path)[:, 0]
-    steps = along.diff()
-    torch.testing.assert_close(steps, steps.mean().expand_as(steps))
-    # tenths of the points on an arc of 1.5 radii on either side bend away from their mean
-    assert (path.norm(dim=1) > 8.5).all() and (path.norm(dim=1) < 11.5).all()
+    axes = principal_axes(ring)
+    for axis in (0, 1):  # the second goes along one arm, where the mean of both is empty
+        path = line(ring, 9, axis)
+        along = axes.project(path)[:, axis]
+        assert (along.diff() > 0).all()
+        below = (axes.project(ring)[:, axis] < along[:, None]).double().mean(1)
+        wanted = torch.linspace(0.05, 0.95, 9, dtype=F64)
+        # within the tenth of the points that the mean is of
+        torch.testing.assert_close(below, wanted, rtol=0, atol=0.051)
+        # at most a tenth of the arc, whose middle lies 0.1 inside
+        assert (path.norm(dim=1) > 9.5).all() and (path.norm(dim=1) < 10).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_path_between_clusters_stops_only_in_them(generator, axis):
+    """Three clusters of 3, 3 and 4 tenths: some quantiles fall between two."""
+    place = torch.tensor([[0.0, 0.0], [12.0, 0.0], [6.0, 5.0]], dtype=F64)
+    sizes = torch.tensor([300, 300, 400])
+    values = place.repeat_interleave(sizes, 0)
+    values = values + 0.5 * torch.randn(1000, 2, generator=generator, dtype=F64)
+    path = line(values, 12, axis)
+    distance = torch.cdist(path, place).amin(1)
+    assert (distance < 1.5).all()  # three standard deviations
+    assert len(torch.cdist(path, place).argmin(1).unique()) == 3 - axis
+
+
+def test_a_path_of_few_or_equal_values():
+    few = torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]], dtype=F64)
+    path = line(few, 4)
+    assert all((few == point).all(1).any() for point in path)
+    assert line(few[:1].expand(5, 2), 3).equal(few[:1].expand(3, 2))
+    assert line(few[:, :1], 2).shape == (2, 1)
 
 
 def test_clusters_and_their_regions(generator):

@@ -10,6 +10,8 @@ from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.point import Point
+from cryoprob.io.mrc_writer import write_stack
+from cryoprob.io.tables import new_table, write_particles
 from cryoprob.models.gaussian_contrast import GaussianContrast
 from cryoprob.models.gaussian_defocus import GaussianDefocus
 from cryoprob.models.noises.radial_noise import RadialNoise
@@ -70,14 +72,14 @@ def imaged_model(box, contrast=None, defocus=None):
     )
 
 
-def make_imaged(*, box=16, n=24, power=4e4, seed=11):
+def make_imaged(*, box=16, n=24, power=4e4, seed=11, spread=CONTRAST, error_A=DEFOCUS_A):
     """``power`` is the mean of the noiseless images' |slice|^2 over the noise's variance, summed.
 
     Underfocus of 1 to 2 um: four to eight zeros of the CTF inside the band, so that amplitude and
     defocus hardly look alike.
     """
     generator = torch.Generator().manual_seed(seed)
-    priors = GaussianContrast(CONTRAST, F64), GaussianDefocus(DEFOCUS_A, dtype=F64)
+    priors = GaussianContrast(spread, F64), GaussianDefocus(error_A, dtype=F64)
     model = imaged_model(box, *priors)
     rotation = random_rotations(n, generator, F64)
     shift = 4 * torch.rand(n, 2, generator=generator, dtype=F64) - 2
@@ -86,8 +88,8 @@ def make_imaged(*, box=16, n=24, power=4e4, seed=11):
     volume = blobs(box, PIXEL_A, generator).double()
     energy = model.volume.slices(volume, rotation).abs().square().sum(1).mean()
     volume = volume * (power / energy).sqrt()
-    contrast = 1 + CONTRAST * torch.randn(n, generator=generator, dtype=F64)
-    defocus = DEFOCUS_A * torch.randn(n, generator=generator, dtype=F64)
+    contrast = 1 + spread * torch.randn(n, generator=generator, dtype=F64)
+    defocus = error_A * torch.randn(n, generator=generator, dtype=F64)
     noise = torch.randn(n, box, box, generator=generator, dtype=F64)
     blank = ParticleStack.from_arrays(noise, PIXEL_A, optics, rotation, shift)
     batch = blank.batch(torch.arange(n), full_band(box), F64)
@@ -95,3 +97,13 @@ def make_imaged(*, box=16, n=24, power=4e4, seed=11):
     images = full_band(box).unpack(clean) + noise
     stack = ParticleStack.from_arrays(images, PIXEL_A, optics, rotation, shift)
     return Imaged(model, stack, volume, contrast, defocus)
+
+
+def write_imaged(imaged, folder):
+    """Its images, and a table with poses and the given (wrong) defoci; the table's path."""
+    stack = imaged.stack
+    write_stack(folder / "particles.mrcs", stack.images(torch.arange(len(stack))), PIXEL_A)
+    optics = {"box": stack.box, "optics": stack.optics}
+    table = new_table(folder / "particles.mrcs", len(stack), PIXEL_A, **optics)
+    write_particles(folder / "truth.star", table, stack.rotation, stack.shift)
+    return folder / "truth.star"

@@ -41,15 +41,21 @@ class Told:
 
 
 def arguments(description: str, **defaults: object) -> argparse.ArgumentParser:
-    """Options that every experiment has: settings, a reference, seed, threads, a folder."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--set", action="append", default=[], help="name=value, or preset:...")
+    """Options of experiments from a reference: it, and the :func:`basic_arguments`."""
+    parser = basic_arguments(description)
     parser.add_argument("--reference", help="a map to start from")
     parser.add_argument("--low-pass", type=float, default=40.0, help="of the reference, A")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def basic_arguments(description: str) -> argparse.ArgumentParser:
+    """Options that every experiment has: settings, seed, threads, a folder."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--set", action="append", default=[], help="name=value")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="keeps the fits")
-    parser.set_defaults(**defaults)
     return parser
 
 

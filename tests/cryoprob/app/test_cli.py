@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from cryoprob.app.cli import app
 
-COMMANDS = ["demo", "info", "simulate", "fit", "compare", "evaluate", "bench", "latent", "presets"]
+COMMANDS = ["demo", "info", "simulate", "fit", "compare", "evaluate", "bench", "presets"]
+COMMANDS += ["settings", "latent"]
 LATER = ["calibrate", "report"]
 SIMULATE = ["simulate", "--phantom", "blobs", "--box", "16", "--pixel-size", "4", "--n", "9"]
 
@@ -105,10 +106,20 @@ def test_simulate_draws_and_tells_a_seed(tmp_path):
         (["info", "absent.star"], "absent.star: expected"),
         (["fit", "absent.star", "--out", "new"], "absent.star: expected"),
         (["fit", "--out", "new"], "PARTICLES: expected a STAR file"),
+        (["fit", "--out", "new", "--resume"], "in new, got no such folder. There is nothing to"),
+        (["fit", "--out", ".", "--resume"], "a folder without config.toml. There is nothing to"),
+        (["fit", "p.star", "--out", "new", "--resume"], "start without --resume"),
         (["fit", "p.star", "--out", "new", "--set", "mass"], "key=value"),
         (["fit", "p.star", "--out", "new", "--set", "nonsense=1"], "nonsense"),
         (["fit", "p.star", "--out", "new", "--poses", "some"], "ignore or known or local"),
         (["fit", "p.star", "--out", "new", "--family", "magic"], "exact-em"),
+        (["fit", "p.star", "--out", "new", "--family", "exactem"], "Did you mean exact-em?"),
+        (["fit", "p.star", "--out", "new", "--preset", "cryodrg"], "Did you mean cryodrgn?"),
+        (["fit", "p.star", "--out", "new", "--set", "zdims=2"], "Did you mean zdim?"),
+        (["fit", "p.star", "--out", "new", "--set", "zdims=2"], "`cryoprob settings` lists"),
+        (["presets", "CryoFire"], "Did you mean cryofire?"),
+        (["presets", "magic"], "expected a name that `cryoprob presets` lists, got 'magic'."),
+        (["compare", "p.star", "--out", "new", "--families", "svy"], "Did you mean svi?"),
         (["evaluate", "absent", "--truth", "x.mrc"], "a finished fit"),
         (["simulate", "--out", "new"], "one of --structure, --map, --phantom"),
         (["simulate", "--phantom", "cat", "--box", 8, "--pixel-size", 2, "--out", "new"], "blobs"),
@@ -118,8 +129,8 @@ def test_simulate_draws_and_tells_a_seed(tmp_path):
 )
 def test_bad_input_is_one_paragraph_and_code_2(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(*arguments)
-    assert code == 2
+    code, out, err = run(*arguments)
+    assert code == 2 and not out
     assert err.startswith("Error:") and one_paragraph(err)
     assert words in " ".join(err.split())
     assert not list(tmp_path.iterdir())  # nothing is left that would be in the way
@@ -133,6 +144,22 @@ def test_bad_tables_are_refused_by_info_and_fit(data, name, tmp_path):
         errors = err[err.index("Error:") :]
         assert code == 2 and f"{name}.star" in errors and one_paragraph(errors)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--reference", "no.mrc"], "no such file"),
+        (["--mask", "no.mrc"], "no.mrc"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--poses", "known"], "rlnAngle"),
+    ],
+)
+def test_nothing_is_said_before_bad_input(simulated, tmp_path, options, words):
+    code, out, err = run("fit", simulated / "particles.star", "--out", tmp_path / "new", *options)
+    assert code == 2 and not out
+    assert err.startswith("Error:") and words in " ".join(err.split())
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_fit_is_never_overwritten(simulated, fitted):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cryoprob.app.cli import app
 from cryoprob.app.evaluate import compare, evaluate
 from cryoprob.checks import InputError
+from cryoprob.fourier.shells import low_pass
 from cryoprob.geometry.rotations import angle_between, random_rotations
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.presets.menu import load
@@ -91,10 +92,32 @@ def test_the_command_prints_and_writes(simulated, fitted):
     text = " ".join(result.stdout.split())
     written = json.loads((fitted / "evaluation.json").read_text())
     assert f"whole box {written['resolution_05_A']:.1f} A" in text
-    assert "error of 80 poses" in text and "the hand of the truth" in text
+    assert "error of 80 given poses" in text and "the hand of the truth" in text
+    assert "were given (--poses known), not inferred" in text and written["poses_given"]
     assert written["median_rotation_deg"] < 6  # true poses: it is the alignment of noisy maps
     only_map = ["evaluate", str(fitted), "--truth", str(simulated / "truth.mrc")]
     assert "poses" not in CliRunner().invoke(app, only_map).stdout
+
+
+def test_no_resolution_is_finer_than_the_band(simulated, tmp_path):
+    """A map that is the truth to the last shell, of a fit that says it used four."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(simulated / "truth.mrc", run / "volume.mrc")
+    (run / "config.toml").write_text('particles = "p.star"\n')
+    whole = evaluate(run, simulated / "truth.mrc").numbers()
+    assert whole.masked_0143_A < 16 and whole.band_A is None
+    (run / "metrics.jsonl").write_text('{"radius": 7}\n{"radius": 4}\n')
+    text, written = evaluated(run, simulated / "truth.mrc")
+    names = ("resolution_05_A", "resolution_0143_A", "masked_05_A", "masked_0143_A", "band_A")
+    assert [written[name] for name in names] == [16.0] * 5  # 16 pixels of 4 A / 4
+    assert "used shells to 16.0 A: no finer resolution is told" in text
+    assert not written["poses_given"] and "given" not in text
+    blurred = low_pass(read_map(run / "volume.mrc")[0], PIXEL_SIZE, 32.0)
+    noise = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(5))
+    write_map(run / "volume.mrc", blurred + 0.3 * noise * blurred.std(), PIXEL_SIZE)
+    text, written = evaluated(run, simulated / "truth.mrc")
+    assert written["resolution_05_A"] > 16 and "no finer" not in text
 
 
 def test_a_larger_truth_is_cropped_and_another_field_of_view_refused(fitted, tmp_path):
@@ -164,7 +187,7 @@ def test_rows_without_a_number_are_named(classes, simulated, tmp_path):
     number[7] = torch.nan
     folder = with_columns(others, tmp_path / "true", rlnClassNumber=number)
     shutil.copy(simulated / "truth.mrc", folder)
-    with pytest.raises(InputError, match="_rlnClassNumber.*1 rows without.*000008@"):
+    with pytest.raises(InputError, match="_rlnClassNumber.*1 row without.*000008@"):
         evaluate(classes[0], folder)
 
 

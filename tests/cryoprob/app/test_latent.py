@@ -6,15 +6,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cryoprob.app import latent_plot
 from cryoprob.app.cli import app
+from cryoprob.app.latent_plot import axis_names, plot_latent
 from cryoprob.inference.config import FitConfig
-from cryoprob.inference.latent import collapse
+from cryoprob.inference.latent import collapse, told
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.reload import reload
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.io.mrc import read_map
 from cryoprob.io.tables import read_particles
+from cryoprob.metrics.principal_axes import principal_axes
 from cryoprob.metrics.principal_curve import principal_curve
 from cryoprob.models.simulate import simulate
 from cryoprob.phantoms import bead_walk
@@ -83,14 +86,14 @@ def test_maps_tables_and_picture(fitted):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--at", "1"], "2 numbers"),
+        (["--at", "1"], "2 numbers with commas between, got 1 number."),
         (["--at", "a,b"], "2 numbers"),
         (["--axis", "3"], "1 to 2"),
     ],
 )
 def test_impossible_places(fitted, words, told):
     result = run(fitted[0], *words)
-    assert result.exit_code == 2 and told in result.stderr
+    assert result.exit_code == 2 and told in " ".join(result.stderr.split())
 
 
 def test_a_folder_without_coordinates(tmp_path):
@@ -120,7 +123,43 @@ def test_files_of_an_earlier_call_are_gone(fitted):
 
 
 def test_a_conformation_that_says_nothing_is_told():
-    width = torch.tensor([1.0, 2.0])
-    assert "almost nothing" in collapse(torch.tensor([[0.99, 1.98], [0.98, 2.0]]), width)
-    assert collapse(torch.tensor([[0.99, 1.2], [0.98, 1.1]]), width) == ""
-    assert collapse(torch.zeros(3, 2), width) == ""  # Diracs
+    near = torch.tensor([[0.1, -0.2], [-0.1, 0.2]])
+    far = torch.tensor([[0.1, -2.0], [-0.1, 2.0]])
+    prior, narrow, diracs = (torch.full((2, 2), width) for width in (1.0, 0.2, 0.0))
+    assert "almost nothing" in collapse(near, prior)
+    assert "almost nothing" in collapse(near[:1].expand(2, 2), narrow)  # narrow, but all alike
+    assert collapse(near, narrow) == collapse(far, prior) == collapse(near, diracs) == ""
+    assert "almost nothing" in collapse(near[:1].expand(2, 2), diracs)
+    torch.testing.assert_close(told(far, prior), torch.tensor([0.01 / 1.01, 4 / 5]))
+
+
+def pictured(monkeypatch, *what):
+    """The one panel of a picture, before it is written."""
+    figures = []
+    monkeypatch.setattr(latent_plot, "save", lambda figure, path: figures.append(figure))
+    plot_latent("unused.png", *what)
+    return figures[0].axes[0]
+
+
+def test_the_picture_is_as_wide_and_high_as_the_cloud(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    cloud = torch.randn(500, 2, generator=generator).double() * torch.tensor([3.0, 0.3])
+    axes = principal_axes(cloud)
+    along = axes.project(cloud)
+    names = axis_names(axes.share)
+    ax = pictured(monkeypatch, along, along[:3], along[:5], names)
+    assert ax.get_aspect() == 1 and not ax.get_title()
+    assert ax.get_xlabel() == "principal axis 1 (99%)"  # 9 parts of 9.09
+    assert ax.get_ylabel() == "principal axis 2 (1%)"
+    assert axis_names(principal_axes(torch.ones(4, 2)).share)[0] == "principal axis 1 (0%)"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_picture_says_where_it_means_nothing(monkeypatch, size):
+    """A posterior as wide as the prior, whose means still look like a cloud."""
+    generator = torch.Generator().manual_seed(3)
+    cloud = 0.05 * torch.randn(500, size, generator=generator).double()
+    doubt = collapse(cloud, torch.full_like(cloud, 0.999))
+    names = axis_names(principal_axes(cloud).share)
+    ax = pictured(monkeypatch, cloud, cloud[:3], cloud[:5], names, doubt)
+    assert "mean nothing" in " ".join(ax.get_title().split())

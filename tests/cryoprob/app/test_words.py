@@ -2,7 +2,17 @@
 
 import pytest
 
-from cryoprob.app.words import angstrom, bullet, duration, facts, grid_spacing, say, size, table
+from cryoprob.app.words import (
+    angstrom,
+    bullet,
+    duration,
+    facts,
+    grid_spacing,
+    say,
+    size,
+    table,
+    texts,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,5 +43,6 @@ def test_brackets_in_file_names_are_printed_as_they_are(capsys):
     bullet("run[2]")
     facts([("name", "run[3]")], "run[3]")
     table(["run", "number"], [("run[4]", "5")], "run[5]")
+    texts(["run"], [["run[6]"]], "run[7]")
     said = capsys.readouterr().out
-    assert all(f"run[{n}]" in said for n in range(1, 6))
+    assert all(f"run[{n}]" in said for n in range(1, 8))

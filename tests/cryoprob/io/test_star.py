@@ -131,6 +131,16 @@ def test_written_tables_read_back(case: dict[str, str], tmp_path: Path):
     assert blocks == {"optics", "particles"}
 
 
+def test_columns_can_be_left_out(tmp_path: Path):
+    table, _ = read_quietly(DATA / "metadata" / "relion31.star")
+    path = tmp_path / "out.star"
+    write_particles(path, table, extra={"one": np.ones(len(table)), "two": np.ones(len(table))})
+    known = read_particles(path)
+    write_particles(path, known, without=["one", "absent"])
+    again = read_particles(path)
+    assert known.columns.has("one") and not again.columns.has("one") and again.columns.has("two")
+
+
 def test_groups_before_3_1_are_kinds_of_voltage_and_pixel_size(data: Path, tmp_path: Path):
     table, _ = read_quietly(data / "metadata" / "relion30_class_block.star")
     same_voltage = table.ctf["voltage"][:, None] == table.ctf["voltage"]

@@ -143,6 +143,29 @@ def test_signs_of_the_divergence(problem):
     torch.testing.assert_close(one - double, divergence.detach(), rtol=0, atol=0.15)
 
 
+def test_a_weight_on_the_divergence(problem):
+    """Weights multiply, values are linear in them, and what has no divergence refuses one."""
+    guides = (
+        (law_guide(problem, ConcentratedLaw(20.0), 2.0), Elbo(2)),
+        (
+            dirac_guide(problem),
+            ProfileLogJoint(),
+        ),
+    )
+    for guide, objective in guides:
+        found = []
+        for weight in (1.0, 0.5, 0.1):
+            with seeded(10):
+                found.append(value(problem, guide, objective.weighted(0.5).weighted(2 * weight)))
+        assert not torch.allclose(found[0], found[2])
+        torch.testing.assert_close(4 * found[0] + 5 * found[2], 9 * found[1])
+        assert objective.beta == 1
+    assert Augmented(Elbo()).weighted(0.3).objective.beta == 0.3
+    assert Iwae(2).weighted(1.0).draws == 2
+    with pytest.raises(InputError, match="divergence"):
+        Iwae(2).weighted(0.5)
+
+
 @pytest.mark.parametrize("law", [ConcentratedLaw(30.0), Heads(ConcentratedLaw(30.0), 2)])
 @pytest.mark.parametrize("objective", [Elbo(2), Iwae(3)])
 def test_gradients_by_differences(problem, law, objective):

@@ -1,5 +1,7 @@
 """Exact poses with a q of the conformation: Pyro's own value, and bounds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from problems import make_problem, some_map
@@ -15,6 +17,7 @@ from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.conformations.gaussian import GaussianConformation
+from cryoprob.models.gaussian_defocus import GaussianDefocus
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.volumes.linear_modes import LinearModes
 
@@ -104,3 +107,26 @@ def test_other_guides_are_refused(moving):
     for guide in (dirac, known):
         with pytest.raises(InputError, match="Exact poses"):
             SummedPoses()(model, guide, volume, problem.batch)
+
+
+def test_the_defocus_is_summed_out_along_with_the_poses(moving):
+    """At the same draws of z: as the sum over particles whose own defocus is shifted."""
+    problem, old, point = moving
+    prior = GaussianDefocus(1500.0, 3, F64)
+    parts = old.volume, old.rotation, old.shift, old.noise, old.pixel_size, old.contrast
+    model = ParticleModel(*parts, old.conformation, defocus=prior)
+    guide = guide_of(point, NormalVector(1, width=0.3), [0.2, -0.4, 1.0])
+    volume, each = point.coefficients.detach(), []
+    with torch.no_grad():
+        for node in prior.points:
+            optics = problem.stack.optics.defocused(node.expand(3))
+            moved = replace(problem, stack=replace(problem.stack, optics=optics))
+            with seeded(1):
+                each.append(SummedPoses(1)(old, guide, volume, moved.batch))
+        wanted = torch.logsumexp(torch.stack(each) + prior.log_mass[:, None], 0)
+        parts = {"rotation": Exact(), "shift": Exact(), "volume": point, "defocus": Exact()}
+        summed = Guide(**parts, conformation=guide.conformation)
+        with seeded(1):
+            found = SummedPoses(1)(model, summed, volume, problem.batch)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8)  # float64, hundred nats
+    assert float((torch.stack(each).amax(0) - found).abs().max()) > 0.01  # more than one counts

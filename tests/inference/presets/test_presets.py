@@ -176,7 +176,7 @@ def test_settings_of_the_preset_and_the_users(tmp_path):
     known = configure({**given, "preset": "cryodrgn"}, [], None, tmp_path, False)
     assert known.poses == "known"
     assert FitConfig.from_toml(_written(known, tmp_path)) == known
-    with pytest.raises(InputError, match="relion-refine3d, relion-class3d"):
+    with pytest.raises(InputError, match="`cryoprob presets` lists"):
         configure({**given, "preset": "relion"}, [], None, tmp_path, False)
 
 
@@ -206,8 +206,13 @@ def test_classes_need_what_sums_them_out(tmp_path):
 
 
 def test_the_table_of_all_systems():
-    result = CliRunner().invoke(app, ["presets"])
+    result = CliRunner().invoke(app, ["presets"], env={"COLUMNS": "80"})
     assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    rows = [(row.volume, row.conformation, row.hidden, row.inference) for row in SYSTEMS]
+    wanted = {word for row in rows for cell in row for word in cell.split()}
+    assert wanted <= {word for line in lines for word in line.split()}  # no word is broken
     assert all(name in result.stdout for name in ("relion-class3d", "CryoBIFE", "3DFlex"))
     ready = sum(row.ready for row in SYSTEMS)
     assert f"{ready} of {len(SYSTEMS)} run here" in result.stdout
