@@ -24,9 +24,10 @@ PRESET = Preset(
         " first ones at random poses, and at the end; the band grows. The search is made at maps"
         " of 16 conformations spread over the latent space, each image at that nearest to its own,"
         " where the paper asks the network anew for every image; coarse levels count what a cell"
-        " leaves open as noise; the noise spectrum is learned. From a --reference the network"
-        " starts at it, and the poses with a search; from nothing hundreds of noisy images are too"
-        " few."
+        " leaves open as noise; the noise spectrum is learned; z's divergence counts little at"
+        " first (kl_start). From a --reference the network starts at it, and the poses with a"
+        " search: a map that cryosparc-abinitio finds on the same images is one. From nothing"
+        " hundreds of noisy images are too few."
     ),
     plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 30.0, "beam": 8, "kl_start": 0.05},
     build=build,
