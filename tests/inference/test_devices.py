@@ -458,7 +458,7 @@ def agree_results(ours, theirs):
     assert ours.trust == theirs.trust
     for item in fields(ours.posterior):
         values = [getattr(result.posterior, item.name) for result in (ours, theirs)]
-        torch.testing.assert_close(*values, **loose)
+        torch.testing.assert_close(*values, **loose, equal_nan=True)
 
 
 @pytest.mark.slow
