@@ -95,9 +95,9 @@ class Joint:
         grows. (Spectra that follow the residual start high by themselves; searches see the held
         ones.)
     kl_start
-        Weight of q's divergence at the start; it rises to 1, geometrically, while the band grows.
-        Below 1, z tells of the images before a learned noise spectrum has explained away what it
-        could tell (Bowman et al. 2016, CoNLL: KL annealing).
+        Weight of q's divergence (of Diracs: their log prior) at the start; it rises to 1,
+        geometrically, up to ``marching`` of the steps. Below 1, z tells of the images before a
+        learned noise spectrum has explained away what it could tell (Bowman et al. 2016, CoNLL: KL annealing).
     held
         Sites (``volume``, ``rotation``, ``shift``, ``conformation``, ``contrast``, ``defocus``)
         that stay as they are, and up to which share of the steps: a pose-only phase is
@@ -267,8 +267,8 @@ class Joint:
 
     def _record(self, state: JointState, values: Tensor, count: int) -> dict[str, Any]:
         band = state.half.model.band
-        weight = self.kl_start ** self._left(state.iteration * _RECORD)
-        weighed = "" if weight == 1 else f", divergence times {weight:.2g}"
+        weight = self.kl_start ** self._left((state.iteration - 1) * _RECORD)
+        weighed = "" if weight == 1 else f", divergence times {weight:.2g} and more"
         return {
             "iteration": state.iteration,
             "bound": float(values.mean()),
@@ -284,7 +284,7 @@ def follow(model: ParticleModel, gradient: Tensor, batch: Batch, rate: float) ->
     """Move noise spectra toward the residual that the objective's own gradient tells of.
 
     ``d log p / d sigma2 = (residual / sigma2 - numbers) / (2 sigma2)`` for each image and shell,
-    whatever weights the objective gives its draws. No variance falls below what single precision
+    whatever weights the objective gives its draws. No variance falls below what its type
     can tell from none (:func:`least_noise`).
 
     Parameters
@@ -301,7 +301,7 @@ def follow(model: ParticleModel, gradient: Tensor, batch: Batch, rate: float) ->
     count = torch.bincount(batch.group, minlength=len(sigma2))
     share = (count / count.sum()).to(sigma2)[:, None].clamp(min=1e-12)
     found = sigma2 * (1 + 2 * sigma2 * gradient / (share * numbers.clamp(min=1)))
-    found = found.maximum(least_noise(_mean_power(batch, sigma2), numbers))
+    found = found.maximum(least_noise(_mean_power(batch, sigma2), numbers, sigma2.dtype))
     seen = count > 0
     mixed = torch.exp((1 - rate) * sigma2.log() + rate * found.log())
     sigma2[seen] = mixed[seen]

@@ -200,7 +200,7 @@ def fourier_weight(equations: NormalEquations) -> Tensor:
 def update_noise(model: ParticleModel, statistics: Statistics, rate: float = 1.0) -> None:
     """Noise spectra from the expected residual; ``rate`` moves part of the way (geometric).
 
-    Nowhere below what single precision can tell from none (:func:`least_noise`).
+    Nowhere below what its type can tell from none (:func:`least_noise`).
     """
     band = full_band(model.band.box)
     numbers = band.numbers_per_shell().to(statistics.residual)
@@ -215,7 +215,8 @@ def update_noise(model: ParticleModel, statistics: Statistics, rate: float = 1.0
         remedy="Look for images of extreme values with `cryoprob info`.",
     )
     sigma2 = model.noise.sigma2
-    found = found.maximum(least_noise(statistics.power / images, numbers)).to(sigma2)
+    least = least_noise(statistics.power / images, numbers, sigma2.dtype)
+    found = found.maximum(least).to(sigma2)
     mixed = torch.exp((1 - rate) * sigma2.log() + rate * found.log())
     sigma2[seen] = mixed[seen]
 

@@ -71,6 +71,9 @@ class Setting:
         require(fits, "--families", expected=wanted, got=got, remedy=near)
         require(self.images > 0, "--images", expected="a positive number", got=str(self.images))
         require(0 <= self.order <= 4, "--order", expected="0 to 4", got=str(self.order))
+        asked = " and ".join(self.config.asked)
+        wanted = "contrasts and defoci as given, which all families can fit"
+        require(not asked, "compare", expected=wanted, got=asked)
 
 
 @dataclass(frozen=True, eq=False)

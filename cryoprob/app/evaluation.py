@@ -72,7 +72,7 @@ def print_maps(numbers: Evaluation) -> None:
     if any(value == numbers.band_A for row in rows for value in row[1:] if value is not None):
         say(
             f"\nThe fit used shells to {angstrom(numbers.band_A)}: no finer resolution is told,"
-            " for beyond there the map has nothing of the images, only what a mask leaks."
+            " for beyond there the map has nothing of the images."
         )
 
 

@@ -31,6 +31,9 @@ from cryoprob.types import Maps
 __all__ = ["Built", "Preset", "Row", "Scene"]
 
 
+_KL_START = 0.05
+
+
 @dataclass(frozen=True)
 class Row:
     """A system's row of the review's Tables 1 and 4.
@@ -142,6 +145,11 @@ class Scene:
         return power if not self.plan.beta else torch.full_like(power, self._held_noise)
 
     @property
+    def kl_start(self) -> float:
+        """Weight of a normal q's divergence at the start; low, lest noise take its place."""
+        return self.plan.kl_start or (1.0 if self.plan.beta else _KL_START)
+
+    @property
     def _held_noise(self) -> float:
         numbers = full_band(self.stack.box).numbers_per_shell()
         mean = (self.power * numbers).sum(1) / numbers.sum()
@@ -172,7 +180,7 @@ class Scene:
         radius = self.plan.max_radius or self.stack.box // 2 - 1
         plan, half = self.plan, Half(model, guide, self.everything)
         own: dict[str, Any] = {"rate": plan.learn_rate, "batch": plan.batch, "radius": radius}
-        own |= {"noise": not plan.beta, "anneal": plan.anneal, "kl_start": plan.kl_start}
+        own |= {"noise": not plan.beta, "anneal": plan.anneal, "kl_start": plan.kl_start or 1.0}
         joint = Joint(objective, self.seed, self.steps, **{"first_radius": radius} | own | options)
         state = JointState(half)
 

@@ -16,7 +16,7 @@ def build(scene: Scene) -> Built:
     volume, (turns, moves) = network(scene, scene.plan.zdim, generator), scene.known
     state, start = read_off(scene, moves), Point(scene.put(volume.start(generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    built = scene.train(scene.model(volume, prior), guide, Elbo())
+    built = scene.train(scene.model(volume, prior), guide, Elbo(), kl_start=scene.kl_start)
     return warmed(scene, built, known=True)
 
 
@@ -34,6 +34,6 @@ PRESET = Preset(
         " is where the decoder starts."
     ),
     config={"poses": "known"},
-    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0, "kl_start": 0.05},
+    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0},
     build=build,
 )

@@ -29,6 +29,6 @@ PRESET = Preset(
         " search: a map that cryosparc-abinitio finds on the same images is one. From nothing"
         " hundreds of noisy images are too few."
     ),
-    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 30.0, "beam": 8, "kl_start": 0.05},
+    plan={"zdim": 8, "batch": 32, "learn_rate": 3e-4, "epochs": 30.0, "beam": 8},
     build=build,
 )

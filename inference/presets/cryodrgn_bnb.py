@@ -35,7 +35,6 @@ PRESET = Preset(
         "epochs": 30.0,
         "coarse_order": 1,
         "beam": 16,
-        "kl_start": 0.05,
     },
     build=build,
 )

@@ -40,6 +40,7 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
     held: dict[str, float] = {"rotation": 1.0, "shift": 1.0}
     options: dict[str, Any] = {"first_radius": min(6, stack.box // 2 - 1), "held": held}
+    options["kl_start"] = scene.kl_start
     built = scene.train(scene.model(volume, prior), guide, ProfileLogJoint(), **options)
     begun, period = (max(1, round(share * built.steps)) for share in (first, every))
     assert isinstance(built.algorithm, Joint)

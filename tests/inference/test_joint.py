@@ -191,7 +191,7 @@ def test_held_noise_is_annealed(problem):
 
 
 def test_the_divergence_is_weighed_at_the_start(problem):
-    """1/16 of it at first, all of it after half of the steps; the records say so."""
+    """1/16 of it at first, all of it after half of the steps; a record tells where it began."""
     seen = []
 
     class Watched(Elbo):
@@ -199,12 +199,14 @@ def test_the_divergence_is_weighed_at_the_start(problem):
             seen.append(self.beta)
             return super().__call__(*args)
 
-    options = {"steps": 100, "kl_start": 1 / 16, "marching": 0.75}
+    options = {"steps": 150, "kl_start": 1 / 16, "marching": 0.5}
     state, training = JointState(half(problem)), joint(Watched(2, 0.5), **options)
-    kinds = [training.step(state, problem.stack)["kind"] for _ in range(2)]
-    expected = [0.5 * (1 / 16) ** max(0.0, 1 - step / 75) for step in range(100)]
+    kinds = [training.step(state, problem.stack)["kind"] for _ in range(3)]
+    expected = [0.5 * (1 / 16) ** max(0.0, 1 - step / 75) for step in range(150)]
     assert seen == pytest.approx(expected)
-    assert kinds[0].endswith("divergence times 0.4") and kinds[1].endswith("full band")
+    words = [kind.partition("full band")[2] for kind in kinds]
+    assert words[:2] == [f", divergence times {weight} and more" for weight in ("0.062", "0.4")]
+    assert words[2] == ""
     for objective, weight, word in ((Iwae(2), 0.5, "divergence"), (Elbo(), 0.0, "kl_start")):
         with pytest.raises(InputError, match=word):
             joint(objective, kl_start=weight)

@@ -30,11 +30,18 @@ NUMBERS = full_band(8).numbers_per_shell()
 
 def test_least_noise_is_a_part_of_each_shell_and_never_nothing():
     power = torch.tensor([[640.0, 0.0, 64.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    found = least_noise(power, NUMBERS)[0] / torch.tensor(2.0, dtype=torch.float64) ** -23
+    found = (
+        least_noise(power, NUMBERS, torch.float32)[0]
+        / torch.tensor(2.0, dtype=torch.float64) ** -23
+    )
     pixel = 704 / 64
     wanted = [640 / SHARE**-1 * 2.0**23, pixel, 64 / float(NUMBERS[2]) * SHARE * 2.0**23]
     assert found[:3].tolist() == pytest.approx(wanted)
     assert found[3:].tolist() == pytest.approx([pixel] * 3)
+    double = least_noise(power, NUMBERS, torch.float64)[0]
+    assert double[[0, 1]].tolist() == pytest.approx([10 * 2.0**-26 * 64, 11 * 2.0**-52])
+    groups = least_noise(torch.cat([power, 0 * power]), NUMBERS, torch.float32)
+    assert groups[1].tolist() == pytest.approx([pixel / 2 * 2.0**-23] * 6)
 
 
 def positive_maps(count, generator):
@@ -82,7 +89,7 @@ def test_em_of_images_without_noise_goes_on(classes, mass, steps):
     half, power = state.halves[0], image_power(stack)
     assert torch.isfinite(half.guide.volume.coefficients).all()
     sigma2 = half.model.noise.sigma2.double()
-    least = least_noise(power * NUMBERS, NUMBERS)
+    least = least_noise(power * NUMBERS, NUMBERS, half.model.noise.sigma2.dtype)
     assert (sigma2 >= 0.999 * least).all() and torch.isfinite(sigma2).all()
     bounds = [record["bound"] for record in state.history]
     assert bounds[-1] > bounds[0] + 100  # it went on to explain them
@@ -99,7 +106,7 @@ def test_a_residual_of_nothing_is_the_rounding_of_its_shell(residual):
     statistics.residual[0, 1] = residual
     after = update_of(problem, statistics)
     power = statistics.power[0] / statistics.counts[0]
-    assert float(after[0, 1]) == pytest.approx(float(SHARE * power[1] / NUMBERS[1]))
+    assert float(after[0, 1]) == pytest.approx(float(2.0**-26 * power[1] / NUMBERS[1]))
     others = torch.arange(len(NUMBERS)) != 1
     assert after[:, others].equal(before[:, others])
 
@@ -114,8 +121,8 @@ def test_gradient_training_holds_the_noise_as_em_does():
     problem = make_problem(n=6, groups=1).continuous()
     sigma2, batch = problem.model.noise.sigma2, problem.batch
     follow(problem.model, torch.full_like(sigma2, -1e9), batch, 1.0)
-    wanted = least_noise(batch.power.mean(0), NUMBERS)
-    torch.testing.assert_close(problem.model.noise.sigma2[0], wanted.to(sigma2))
+    wanted = least_noise(batch.power.mean(0, keepdim=True), NUMBERS, sigma2.dtype)
+    torch.testing.assert_close(problem.model.noise.sigma2, wanted.to(sigma2))
 
 
 def test_a_map_without_data_keeps_its_prior():
