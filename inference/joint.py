@@ -97,7 +97,8 @@ class Joint:
     kl_start
         Weight of q's divergence (of Diracs: their log prior) at the start; it rises to 1,
         geometrically, up to ``marching`` of the steps. Below 1, z tells of the images before a
-        learned noise spectrum has explained away what it could tell (Bowman et al. 2016, CoNLL: KL annealing).
+        learned noise spectrum has explained away what it could tell (KL annealing: Bowman et al.
+        2016, CoNLL).
     held
         Sites (``volume``, ``rotation``, ``shift``, ``conformation``, ``contrast``, ``defocus``)
         that stay as they are, and up to which share of the steps: a pose-only phase is
