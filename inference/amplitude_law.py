@@ -25,6 +25,21 @@ class Amplitudes:
         """Mean squares, which the energies of poses count by."""
         return self.mean.square() + self.variance
 
+    def moments(self, weights: Tensor) -> Tensor:
+        """Sums of weights [n, T, Q], and of these times the contrast - 1 and its square, [3, n].
+
+        In float64, from distances to each image's mean: the contrast of a strong signal is known
+        better than a mean square in single precision tells from a squared mean.
+        """
+        mass = weights.sum((1, 2)).double()
+        center = (weights * self.mean).sum((1, 2)) / mass.to(weights).clamp(min=1e-30)
+        away = self.mean - center[:, None, None]
+        first = (weights * away).sum((1, 2)).double()
+        second = (weights * (away.square_() + self.variance)).sum((1, 2)).double()
+        shift = center.double() - 1
+        square = second + shift * (2 * first + mass * shift)
+        return torch.stack([mass, first + mass * shift, square])
+
 
 @dataclass(frozen=True)
 class AmplitudeLaw:

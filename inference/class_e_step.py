@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 
 from cryoprob.checks import InputError
-from cryoprob.inference.candidates import Keep
 from cryoprob.inference.dense import DenseGrid, blocks
-from cryoprob.inference.e_step import SUMMED, chunks, near_cells, nothing_yet
+from cryoprob.inference.e_step import chunks, finest, nothing_yet, whole
 from cryoprob.inference.few_poses import add_few, score_few
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.members import Expectation, Member, members
-from cryoprob.inference.pruned import PrunedPass
-from cryoprob.inference.search import candidates
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
 from cryoprob.inference.treatments.base import Near
 from cryoprob.inference.treatments.exact import Exact
@@ -82,7 +78,7 @@ def _route(parts: list[Member], guide: Guide, stack: ParticleStack, log_weight: 
     turns = guide.rotation
     if isinstance(turns, Known) and isinstance(guide.shift, Known):
         return _known(parts, stack, log_weight)
-    if isinstance(turns, Exact) and (turns.mass is None or _coarsest(parts[0], turns)):
+    if isinstance(turns, Exact) and whole(parts[0].model, parts[0].guide):
         return _dense(parts, turns.block_bytes, log_weight)
     if isinstance(turns, Exact | Near):
         return _searched(parts, stack, log_weight)
@@ -93,18 +89,13 @@ def _route(parts: list[Member], guide: Guide, stack: ParticleStack, log_weight: 
     )
 
 
-def _coarsest(part: Member, exact: Exact) -> bool:
-    """The grid is not finer than the one that a search starts on."""
-    return len(levels(part.model, part.guide.volume.maps, exact.coarse_order)) < 2
-
-
 def _searched(parts: list[Member], stack: ParticleStack, log_weight: Tensor) -> _Run:
     """Coarse to fine in each class; then the classes share out the images."""
 
     def run(images: Filtered, sums: Sequence[Statistics]) -> Tensor:
         found = []
         for part in parts:
-            search, keep = _search(part, stack, images)
+            search, keep = finest(part.model, part.guide, stack, images)
             found.append((search, search.scan(keep)))
         shares = _posterior([search.log_evidence for search, _ in found], log_weight)
         for (search, kept), to, share in zip(found, sums, shares.unbind(1), strict=True):
@@ -112,20 +103,6 @@ def _searched(parts: list[Member], stack: ParticleStack, log_weight: Tensor) -> 
         return shares
 
     return run
-
-
-def _search(part: Member, stack: ParticleStack, images: Filtered) -> tuple[PrunedPass, Keep]:
-    """The finest level of the search in one class, and what of it goes into the sums."""
-    model, guide = part.model, part.guide
-    turns, volume, fine = guide.rotation, guide.volume.maps, Level.of(model)
-    if isinstance(turns, Near):
-        near = near_cells(model, volume, guide, stack, images)
-        return PrunedPass(model, volume, fine, images, near, turns.block_bytes), SUMMED
-    assert isinstance(turns, Exact)
-    kept = candidates(model, volume, images, turns.keep, turns.coarse_order, turns.block_bytes)
-    assert kept is not None
-    keep = Keep(1.0) if turns.mass == 1 else SUMMED
-    return PrunedPass(model, volume, fine, images, kept, turns.block_bytes), keep
 
 
 def _dense(parts: list[Member], block_bytes: int, log_weight: Tensor) -> _Run:

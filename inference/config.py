@@ -151,7 +151,10 @@ class FitConfig:
         remedy = f"Fit one map, or leave {wanted} out."
         fits, got = plan.classes == 1, f"--set classes={plan.classes}"
         require(fits, wanted, expected="one class", got=got, remedy=remedy)
-        remedy = "Use --contrast alone, which says how sure it is, or --set contrast=true alone."
+        how = "alone" if self.defocus_sd_A is None else "beside --defocus"
+        remedy = (
+            f"Use --contrast SD {how}, which says how sure it is, or --set contrast=true alone."
+        )
         fits, got = not plan.contrast, "--set contrast=true, which estimates given ones"
         require(fits, wanted, expected="contrast=false", got=got, remedy=remedy)
 

@@ -143,10 +143,10 @@ class DensePosterior:
             weight.addmm_((self.weights * found.square).sum(1).T, transfer)
 
     def contrast(self) -> Tensor:
-        """Posterior mean and mean square of the contrast, [2, n], where it is summed out."""
+        """Posterior mean and mean square of the contrast - 1, [2, n] (float64), if summed out."""
         assert self.amplitudes is not None
-        found = self.amplitudes.mean, self.amplitudes.square
-        return torch.stack([(self.weights * part).sum((1, 2)) for part in found])
+        found = self.amplitudes.moments(self.weights)
+        return found[1:] / found[0]
 
     @cached_property
     def rotation_weights(self) -> Tensor:
@@ -188,15 +188,9 @@ class DensePosterior:
             shift=by_shift @ grid.shifts,
             probability=peak,
             entropy=(self.log_sum - mean_logit).clamp(min=0),
-            cross=mean_logit - prior + energy / 2 if self.amplitudes is None else self._cross(),
+            cross=mean_logit - prior + energy / 2,  # of a given contrast
             energy=energy,
         )
-
-    def _cross(self) -> Tensor:
-        """Posterior mean of <image, pose>, [n], where the contrast is summed out."""
-        assert self.amplitudes is not None
-        tilt = (self.amplitudes.mean - 1) / self.amplitudes.variance
-        return (self.weights * (tilt + 2 * self.energy[:, None])).sum((1, 2))
 
 
 def within(rotations: Tensor, centers: Tensor, angle_deg: float) -> Tensor:

@@ -33,10 +33,12 @@ __all__ = [
     "SUMMED",
     "chunks",
     "e_step",
+    "finest",
     "near_cells",
     "neighborhood",
     "nothing_yet",
     "portions",
+    "whole",
 ]
 
 _CHUNK_BYTES = 2**27
@@ -89,13 +91,10 @@ def _route(
         return partial(_modal, model, volume, rotation, shift)
     if isinstance(rotation, Drawn) and isinstance(shift, Drawn):
         return partial(_drawn, model, volume, guide, stack, draws)
-    fine = Level.of(model)
-    if isinstance(rotation, Near):
-        return partial(_local, model, volume, fine, guide, stack)
-    if isinstance(rotation, Exact) and rotation.mass is None:
-        return partial(_dense, model, volume, fine, rotation.block_bytes)
-    if isinstance(rotation, Exact):
-        return partial(_pruned, model, volume, rotation)
+    if isinstance(rotation, Exact) and whole(model, guide):
+        return partial(_dense, model, volume, Level.of(model), rotation.block_bytes)
+    if isinstance(rotation, Exact | Near):
+        return partial(_searched, model, guide, stack)
     raise InputError(
         "guide",
         expected="rotation and shift both Exact, Modal, Local or Proposed, or both drawn",
@@ -156,33 +155,39 @@ def _dense(
     to.add_slices(group, *sums, model.band, model.noise.sigma2[group])
 
 
-def _pruned(
-    model: ParticleModel, volume: AnyMap, exact: Exact, images: Filtered, to: Statistics
-) -> None:
-    """Search coarse to fine, keeping the smallest sets of the treatment's mass at each level."""
-    size, fine = exact.block_bytes, Level.of(model)
-    found = candidates(model, volume, images, exact.keep, exact.coarse_order, size)
-    if found is None:
-        _dense(model, volume, fine, size, images, to)
-        return
-    search = PrunedPass(model, volume, fine, images, found, size)
-    search.collect(search.scan(Keep(1.0) if exact.mass == 1 else SUMMED), to)
+def whole(model: ParticleModel, guide: Guide) -> bool:
+    """A grid is searched whole: as asked, or as not finer than the one that a search starts on."""
+    part = guide.rotation
+    assert isinstance(part, Exact)
+    return part.mass is None or len(levels(model, guide.volume.maps, part.coarse_order)) < 2
 
 
-def _local(
-    model: ParticleModel,
-    volume: AnyMap,
-    fine: Level,
-    guide: Guide,
-    stack: ParticleStack,
-    images: Filtered,
-    to: Statistics,
+def _searched(
+    model: ParticleModel, guide: Guide, stack: ParticleStack, images: Filtered, to: Statistics
 ) -> None:
-    """Search the cells near given or proposed poses."""
-    assert isinstance(guide.rotation, Near)
-    found = near_cells(model, volume, guide, stack, images)
-    search = PrunedPass(model, volume, fine, images, found, guide.rotation.block_bytes)
-    search.collect(search.scan(SUMMED), to)
+    """Search coarse to fine, or the cells near given or proposed poses."""
+    search, keep = finest(model, guide, stack, images)
+    search.collect(search.scan(keep), to)
+
+
+def finest(
+    model: ParticleModel, guide: Guide, stack: ParticleStack, images: Filtered
+) -> tuple[PrunedPass, Keep]:
+    """The finest level of a search (not of the :func:`whole` grid), and what of it is summed.
+
+    Of what the coarser grids keep, the smallest sets of the treatment's mass at each; or of the
+    cells near given or proposed poses.
+    """
+    part, volume, keep = guide.rotation, guide.volume.maps, SUMMED
+    assert isinstance(part, Exact | Near)
+    size = part.block_bytes
+    if isinstance(part, Near):
+        found: Candidates | None = near_cells(model, volume, guide, stack, images)
+    else:
+        found = candidates(model, volume, images, part.keep, part.coarse_order, size)
+        keep = Keep(1.0) if part.mass == 1 else SUMMED
+    assert found is not None
+    return PrunedPass(model, volume, Level.of(model), images, found, size), keep
 
 
 def near_cells(

@@ -233,7 +233,7 @@ class EM:
         if isinstance(model.conformation, Classes):
             model.conformation.update(found.shares[half.index].sum(0))
         if found.imaging is not None:
-            rescale(half, found.imaging, free=self.schedule.tau2)
+            rescale(half, found.imaging, free=self.schedule.tau2 or not alone)
         if self.schedule.noise:
             update_noise(model, shared)
         if self.schedule.shift_sigma:

@@ -15,6 +15,7 @@ from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.imaging import Imaging
+from cryoprob.inference.imaging_e_step import common_factor
 from cryoprob.inference.m_step import posterior_std
 from cryoprob.inference.members import Expectation
 from cryoprob.inference.result import FitResult
@@ -52,15 +53,16 @@ def finish(
     maps = [half.members[heaviest].guide.volume.coefficients.data for half in state.halves]
     tau2 = first.members[heaviest].model.linear_volume.tau2
     halves, volume = maps if len(maps) == 2 else [], maps[0]
-    if halves:
-        volume = algorithm.solvent(algorithm.solve(first, equations).volume, pixel_size)
+    scale = common_factor(first, imaging) if halves else 1.0
+    if halves:  # a map anew, which takes up the contrasts' factor as the halves' maps have
+        volume = algorithm.solvent(scale * algorithm.solve(first, equations).volume, pixel_size)
     known = isinstance(first.guide.rotation, Known)
     width = stack.box * pixel_size
     trust = verdict(posterior, noise_log_density(stack), ranking, known, first.guide.kind)
     doubt = "" if imaging is None else imaging.doubt(first.model.defocus)
     return FitResult(
         volume=volume.cpu(),
-        volume_std=posterior_std(equations, tau2, noise, generator).cpu(),
+        volume_std=(scale * posterior_std(equations, tau2, noise, generator)).cpu(),
         pixel_size=pixel_size,
         resolution_A=width / max(state.shell, 1),
         criterion="FSC of half sets = 0.143" if halves else "signal = noise / 3 in the map",
@@ -94,7 +96,8 @@ def _widths_known(posterior: PosteriorSummary, guide: Guide) -> PosteriorSummary
     parts = [part for part in (guide.rotation, guide.shift) if isinstance(part, Drawn)]
     if not parts:
         return posterior
-    return posterior.without_widths(entropy=all(part.has_density for part in parts))
+    laws = [part for part in parts if not isinstance(part, Known)]
+    return posterior.without_widths(entropy=bool(laws) and all(p.has_density for p in laws))
 
 
 def _classes(half: Half, found: Expectation) -> States:

@@ -16,10 +16,21 @@ from cryoprob.models.gaussian_defocus import GaussianDefocus
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
-__all__ = ["NODES", "Imaging", "Latent", "exact_imaging"]
+__all__ = ["COLUMNS", "NODES", "Imaging", "Latent", "exact_imaging"]
 
 NODES = 13
 """Half a standard deviation apart: enough for posteriors of a quarter of it, and wider."""
+
+COLUMNS = {
+    "contrast": "cryoprobContrast",
+    "contrast_std": "cryoprobContrastStd",
+    "defocus": "cryoprobDefocusOffset",
+    "defocus_std": "cryoprobDefocusOffsetStd",
+}
+"""Columns of particles.star; the file's own defoci stay as they are."""
+
+_FAR, _SPREAD, _SHARE = 2.5, 1.4, 0.1
+"""Of a defocus prior that is too narrow: standard deviations, their excess, images beyond."""
 
 
 @dataclass(frozen=True)
@@ -121,23 +132,36 @@ class Imaging:
         return Imaging(*(getattr(self, item.name).cpu() for item in fields(self)))
 
     def columns(self) -> dict[str, Tensor]:
-        """Columns of particles.star; the file's own defoci stay as they are."""
-        named = (
-            ("cryoprobContrast", self.contrast),
-            ("cryoprobContrastStd", self.contrast_std),
-            ("cryoprobDefocusOffset", self.defocus),
-            ("cryoprobDefocusOffsetStd", self.defocus_std),
-        )
-        return {name: values for name, values in named if len(values)}
+        """Columns of particles.star, where there is something to tell."""
+        found = {label: getattr(self, name) for name, label in COLUMNS.items()}
+        return {label: values for label, values in found.items() if len(values)}
 
     def doubt(self, prior: GaussianDefocus | None) -> str:
-        """In words, that the nodes of the defocus are too far apart; or nothing."""
+        """In words, that the nodes of the defocus are too far apart, or too near to 0; or nothing.
+
+        They are too near where errors are larger than the prior has them, or many lie at its ends.
+        """
         if prior is None or not len(self.defocus_std):
             return ""
+        return f"{self._coarse(prior)} {self._narrow(prior)}".strip()
+
+    def _coarse(self, prior: GaussianDefocus) -> str:
         width = float(self.defocus_std.nanmedian())
         if width > prior.spacing / 2:
             return ""
         return (
             f"The nodes of the defocus lie {prior.spacing:.0f} A apart and half of the images tell"
             f" theirs to {width:.0f} A or better: give more of them (--defocus-nodes N)."
+        )
+
+    def _narrow(self, prior: GaussianDefocus) -> str:
+        scale, mean = float(prior.scale), self.defocus
+        spread = float((mean**2 + self.defocus_std**2).nanmean().sqrt())
+        ends = float((mean.abs() > _FAR * scale).sum()) / max(1, int(mean.isfinite().sum()))
+        if not (spread > _SPREAD * scale or ends > _SHARE):
+            return ""
+        return (
+            f"The errors of the defocus are {spread:.0f} A (root mean square; {ends:.0%} of the"
+            f" images' are at the ends of the nodes), where {scale:.0f} A were expected: give more"
+            f" (--defocus {2 * spread:.0f}) and as many nodes to each A."
         )

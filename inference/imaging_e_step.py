@@ -14,20 +14,17 @@ from torch import Tensor
 
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.gaussian_map import mean_of, power_of
-from cryoprob.inference.amplitude_law import AmplitudeLaw, expanded_scale
-from cryoprob.inference.candidates import Keep
+from cryoprob.inference.amplitude_law import AmplitudeLaw, Amplitudes, expanded_scale
 from cryoprob.inference.dense import DenseGrid, blocks
-from cryoprob.inference.e_step import SUMMED, near_cells, nothing_yet, portions
+from cryoprob.inference.e_step import finest, nothing_yet, portions, whole
 from cryoprob.inference.filtered import Filtered, filter_nodes
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.imaging import Imaging
-from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.members import Expectation
-from cryoprob.inference.pruned import PrunedPass
-from cryoprob.inference.search import candidates
 from cryoprob.inference.statistics import PosteriorSummary, reals
 from cryoprob.inference.treatments.base import Near
+from cryoprob.inference.treatments.conditional_gaussian import ConditionalGaussian
 from cryoprob.inference.treatments.exact import Exact
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models import sites
@@ -35,7 +32,10 @@ from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import ParticleStack
 
-__all__ = ["imaging_e_step", "rescale"]
+__all__ = ["common_factor", "imaging_e_step", "rescale"]
+
+_ALIVE = 5
+"""Numbers held of a pose at a node: score, weight, mean contrast, and two on the way to them."""
 
 
 def imaging_e_step(
@@ -49,9 +49,10 @@ def imaging_e_step(
     """Posteriors of images ``index`` (default all), and the M-step's sums.
 
     The guide treats a contrast by ``ConditionalGaussian`` and a defocus (on nodes) by ``Exact``,
-    beside poses that are ``Known``, or ``Exact`` or ``Local`` on a grid. Searches take as many
-    times longer as there are nodes; all else costs little. The summary's ``entropy`` and
-    ``probability`` are those of the pose at a given defocus, on average over its posterior.
+    beside poses that are ``Known``, or ``Exact``, ``Local`` or ``Proposed`` on a grid. Searches
+    take as many times longer as there are nodes; all else costs little. The summary's ``entropy``
+    and ``probability`` are those of the pose at a given defocus, on average over its posterior;
+    ``cross`` and ``energy`` are NaN.
 
     Raises
     ------
@@ -73,9 +74,10 @@ def imaging_e_step(
 
 def _check(guide: Guide) -> None:
     """Raise InputError unless contrast and defocus, where they are sites, are summed out."""
-    drawn = any(isinstance(part, Known) for part in (guide.contrast, guide.defocus))
+    contrast = isinstance(guide.contrast, ConditionalGaussian | None)
+    summed = contrast and isinstance(guide.defocus, Exact | None)
     require(
-        guide.sums_imaging and not drawn and guide.conformation is None,
+        guide.sums_imaging and summed and guide.conformation is None,
         "guide",
         expected="contrast ConditionalGaussian, defocus Exact, or one of them; no conformation",
         got=", ".join(f"{site} {type(part).__name__}" for site, part in guide.sites.items()),
@@ -88,8 +90,11 @@ def rescale(half: Half, found: Imaging, *, free: bool) -> None:
 
     A part of the M-step, after that of the map; see
     :func:`~cryoprob.inference.amplitude_law.expanded_scale`. Where the prior power is estimated,
-    too (``free``), it goes along with the map: it must not say how large contrasts are. A map
-    with a q stays as it is.
+    too (``free``), it goes along with the map: it must not say how large contrasts are. So does
+    the solution, of which that power is estimated. A map with a q stays as it is.
+
+    With a free prior power the factor tends to the one by which the M-step shrinks its map (1 for
+    many images), and so do the contrasts: images agree with a map that they have made themselves.
     """
     law, point = AmplitudeLaw.of(half.model), half.guide.volume
     if law is None or point.has_density:
@@ -99,8 +104,17 @@ def rescale(half: Half, found: Imaging, *, free: bool) -> None:
     seen = found.contrast[half.index], found.contrast_std[half.index]
     scale = expanded_scale(law, *seen, 0.0 if free else divergence)
     point.coefficients.data = scale * map_
+    half.solutions = [one.scaled(scale) for one in half.solutions]
     if free:
         half.model.linear_volume.tau2.mul_(scale**2)
+
+
+def common_factor(half: Half, found: Imaging | None) -> float:
+    """What :func:`rescale` multiplies the map of all images by, if its prior power is free."""
+    law = AmplitudeLaw.of(half.model)
+    if law is None or found is None or half.guide.volume.has_density:
+        return 1.0
+    return expanded_scale(law, found.contrast, found.contrast_std, 0.0)
 
 
 class _Step:
@@ -127,21 +141,28 @@ class _Step:
         return shares
 
     def note_contrast(self, index: Tensor, moments: list[Tensor], shares: Tensor) -> None:
-        """Take in means and mean squares [2, n] of the contrast at each node."""
-        mean, square = (torch.stack(moments, -1).double() * shares).sum(-1)
+        """Take in means and mean squares [2, n] (float64) of the contrast - 1 at each node."""
+        mean, square = (torch.stack(moments, -1) * shares).sum(-1)
         self.found.note(sites.CONTRAST, index, mean, square)
+        self.found.contrast[index] += 1
 
     def join(self, index: Tensor, parts: list[PosteriorSummary], shares: Tensor) -> None:
-        """Write the images' summaries from those at each node."""
+        """Write the images' summaries from those at each node.
+
+        The mean of the nodes' largest masses of a cell is not below the largest mass of one over
+        all nodes. (Of classes it is the best cell's in the best class: other maps, other cells.)
+        """
         best, rows = shares.argmax(1), torch.arange(len(index), device=shares.device)
         found = {}
         for item in fields(PosteriorSummary):
             each = torch.stack([getattr(part, item.name) for part in parts], 1)
-            weight = shares.to(each).view(*shares.shape, *[1] * (each.dim() - 2))
+            weight = shares.view(*shares.shape, *[1] * (each.dim() - 2))
             found[item.name] = (each * weight).sum(1)
         found["rotation"] = torch.stack([part.rotation for part in parts], 1)[rows, best]
         bound = torch.stack([part.bound for part in parts], 1) + self.log_mass
-        self.sums.summary.put(index, PosteriorSummary(**found | {"bound": bound.logsumexp(1)}))
+        found["bound"] = bound.logsumexp(1)
+        found["cross"] = found["energy"] = torch.full_like(found["bound"], torch.nan)
+        self.sums.summary.put(index, PosteriorSummary(**found))
 
 
 _Run = Callable[[_Step, list[Filtered]], None]
@@ -153,14 +174,12 @@ def _route(step: _Step) -> _Run:
     if isinstance(turns, Known) and isinstance(moves, Known):
         return _known
     if isinstance(turns, Exact):
-        maps, order = step.volume, turns.coarse_order
-        whole = turns.mass is None or len(levels(step.model, maps, order)) < 2
-        return _dense if whole else _searched
+        return _dense if whole(step.model, step.guide) else _searched
     if isinstance(turns, Near):
         return _searched
     raise InputError(
         "guide",
-        expected="poses that are Known, Exact or Local beside a contrast or defocus summed out",
+        expected="poses that are Known, Exact, Local or Proposed beside what is summed out",
         got=f"rotation {type(turns).__name__}, shift {type(moves).__name__}",
         remedy="Give contrast and defocus laws (PerImage) and fit by gradients.",
     )
@@ -178,18 +197,20 @@ def _known(step: _Step, views: list[Filtered]) -> None:
     cross = torch.stack([torch.linalg.vecdot(reals(view.image), posed) for view in views], 1)
     energy = torch.stack([torch.linalg.vecdot(view.transfer, power) for view in views], 1)
     if step.law is None:
-        value, mean, square = cross - energy / 2, torch.ones_like(cross), torch.ones_like(cross)
+        value = cross - energy / 2
+        found = Amplitudes(torch.ones_like(cross), torch.zeros_like(cross))
     else:
         value, found = step.law.summed(cross, energy)
-        mean, square = found.mean, found.square
     evidence = views[0].noise_only[:, None] + value.double()
     shares = step.share(index, list(evidence.unbind(1)))
     if step.law is not None:
-        step.note_contrast(index, list(torch.stack([mean, square]).unbind(-1)), shares)
+        tilt = found.mean.double() - 1
+        moments = torch.stack([tilt, tilt**2 + found.variance])
+        step.note_contrast(index, list(moments.unbind(-1)), shares)
     one, count = shares.to(cross), torch.ones_like(cross[:, 0])
-    first, second = (one * mean)[..., None].unbind(1), (one * square)[..., None].unbind(1)
     numerator, weight = torch.zeros_like(slices), torch.zeros_like(power)
-    for view, once, twice in zip(views, first, second, strict=True):
+    first, second = ((one * part)[..., None] for part in (found.mean, found.square))
+    for view, once, twice in zip(views, first.unbind(1), second.unbind(1), strict=True):
         numerator += view.image * once
         weight += view.transfer * twice
     group = int(views[0].group[0])
@@ -197,8 +218,8 @@ def _known(step: _Step, views: list[Filtered]) -> None:
     step.sums.add_slices(group, *sums, model.band, model.noise.sigma2[group])
     step.sums.shift_power += shift.square().sum().double()
     bound = (evidence + step.log_mass).logsumexp(1)
-    looked = (one * cross).sum(1), (one * energy).sum(1)
-    summary = PosteriorSummary(bound, rotation, shift, count, torch.zeros_like(count), *looked)
+    none, lost = torch.zeros_like(count), torch.full_like(count, torch.nan)
+    summary = PosteriorSummary(bound, rotation, shift, count, none, lost, lost)
     step.sums.summary.put(index, summary)
 
 
@@ -207,7 +228,7 @@ def _dense(step: _Step, views: list[Filtered]) -> None:
     assert isinstance(step.guide.rotation, Exact)
     grid = DenseGrid.of(step.model, step.volume)
     numerator, weight = torch.zeros_like(grid.slices), torch.zeros_like(grid.energy)
-    held = 4 * len(grid.shifts) * len(grid.rotations) * len(views)
+    held = _ALIVE * 4 * len(grid.shifts) * len(grid.rotations) * len(views)
     size = max(1, step.guide.rotation.block_bytes // held)
     for block in blocks(len(views[0]), size):
         parts = [grid.posterior(view.take(block)) for view in views]
@@ -226,7 +247,7 @@ def _dense(step: _Step, views: list[Filtered]) -> None:
 
 def _searched(step: _Step, views: list[Filtered]) -> None:
     """Coarse to fine, or near given poses, at every node; then the nodes share out the images."""
-    index, found = views[0].index, [_search(step, view) for view in views]
+    index, found = views[0].index, [finest(step.model, step.guide, step.stack, v) for v in views]
     kept = [search.scan(keep) for search, keep in found]
     shares = step.share(index, [search.log_evidence for search, _ in found])
     summaries, moments = [], []
@@ -237,18 +258,3 @@ def _searched(step: _Step, views: list[Filtered]) -> None:
     step.join(index, summaries, shares)
     if step.law is not None:
         step.note_contrast(index, moments, shares)
-
-
-def _search(step: _Step, view: Filtered) -> tuple[PrunedPass, Keep]:
-    """The finest level of the search at one node, and what of it goes into the sums."""
-    model, guide, turns = step.model, step.guide, step.guide.rotation
-    fine = Level.of(model)
-    if isinstance(turns, Near):
-        near = near_cells(model, step.volume, guide, step.stack, view)
-        return PrunedPass(model, step.volume, fine, view, near, turns.block_bytes), SUMMED
-    assert isinstance(turns, Exact)
-    size = turns.block_bytes
-    kept = candidates(model, step.volume, view, turns.keep, turns.coarse_order, size)
-    assert kept is not None
-    keep = Keep(1.0) if turns.mass == 1 else SUMMED
-    return PrunedPass(model, step.volume, fine, view, kept, size), keep

@@ -3,7 +3,7 @@
 Contrast.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi
 
 import torch
@@ -57,6 +57,10 @@ class Solution:
     volume: Maps
     weight: Tensor
     iterations: int
+
+    def scaled(self, factor: float) -> "Solution":
+        """The same of a map times a factor, by which the images' contrasts are divided."""
+        return replace(self, volume=factor * self.volume, weight=self.weight / factor**2)
 
 
 def solve_volume(

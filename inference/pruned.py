@@ -63,8 +63,8 @@ class PrunedPass:
     Attributes
     ----------
     contrast
-        Posterior mean and mean square of the contrast, [2, n], where it is summed out with the
-        poses; after :meth:`collect`.
+        Posterior mean and mean square of the contrast - 1, [2, n] (float64), where it is summed
+        out with the poses; after :meth:`collect`.
     """
 
     contrast: Tensor
@@ -132,7 +132,7 @@ class PrunedPass:
                 sigma2 = self.model.noise.sigma2[group]
                 statistics.add_slices(int(group), *inserted, self.slicer.band, sigma2)
         statistics.shift_power += moments.shift_power
-        self.contrast = moments.contrast / moments.mass
+        self.contrast = moments.contrast[1:] / moments.contrast[0]
         statistics.summary.put(self.images.index, moments.summary())
 
     def peaks(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +216,7 @@ class PrunedPass:
             square = (weights * scores.amplitudes.square).sum(1)
             reals(numerator).addmm_(scaled.flatten(0, 1).T, filtered)
             weight.addmm_(square.T, transfer)
-            to.add_contrast(scores, by_rotation, scaled.sum(1), square)
+            to.contrast[:, scores.rows] += scores.amplitudes.moments(weights)
         safe = relative.masked_fill_(weights == 0, 0)
         log_weight = torch.linalg.vecdot(weights.flatten(1), safe.flatten(1))
         to.add(scores, region, by_rotation, weights.sum(2), log_weight)
@@ -260,7 +260,7 @@ class _Moments:
         self.shift = like.new_zeros(len(like), 2)
         self.mass, self.log_weight = torch.zeros_like(like), torch.zeros_like(like)
         self.energy, self.log_shift = torch.zeros_like(like), torch.zeros_like(like)
-        self.contrast, self.cross = like.new_zeros(2, len(like)), torch.zeros_like(like)
+        self.contrast = like.new_zeros(3, len(like), dtype=torch.float64)
         self.shift_power = torch.zeros((), dtype=torch.float64, device=like.device)
         self.modes = owner.level.rotation.matrices(owner.best)
 
@@ -286,16 +286,6 @@ class _Moments:
         power = (by_shift * (points**2).sum(-1)).double().sum(1)
         self.shift_power += (power if owner.share is None else power * owner.share[rows]).sum()
 
-    def add_contrast(
-        self, scores: _Scores, by_rotation: Tensor, mean: Tensor, square: Tensor
-    ) -> None:
-        """Add one block of weights [n, C], and of these times the contrast and its square."""
-        assert scores.amplitudes is not None
-        rows = scores.rows
-        self.contrast[:, rows] += torch.stack([mean.sum(1), square.sum(1)])
-        tilt = (mean - by_rotation) / scores.amplitudes.variance[:, 0]
-        self.cross[rows] += (tilt + 2 * by_rotation * scores.energy).sum(1)
-
     def summary(self) -> PosteriorSummary:
         """The chunk's posterior in a few numbers per image."""
         owner = self.owner
@@ -307,7 +297,7 @@ class _Moments:
             shift=self.shift / self.mass[:, None],
             probability=(owner.peak - owner.log_sum).exp(),
             entropy=(-self.log_weight).clamp(min=0),
-            cross=logit - prior + self.energy / 2 if owner.law is None else self.cross,
+            cross=logit - prior + self.energy / 2,  # of a given contrast
             energy=self.energy,
         )
 

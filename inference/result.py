@@ -13,7 +13,7 @@ from cryoprob.checks import require
 from cryoprob.inference.arviz_groups import Groups, Predictive, as_arviz, fit_groups, tree
 from cryoprob.inference.chains import Chains
 from cryoprob.inference.half import Half
-from cryoprob.inference.imaging import Imaging
+from cryoprob.inference.imaging import COLUMNS, Imaging
 from cryoprob.inference.states import States
 from cryoprob.inference.statistics import PosteriorSummary
 from cryoprob.inference.treatments.known import Known
@@ -149,7 +149,8 @@ class FitResult:
         ------
         InputError
             If there is something to draw from ``particles`` and no seed, or draws of the map and
-            no particles.
+            no particles; with ``particles`` of a fit whose contrast or defocus is latent, since
+            poses are not drawn beside these (without, ``sample_stats`` has what was found).
         """
         groups = self._groups()
         if particles is None:
@@ -167,6 +168,10 @@ class FitResult:
         found = self.fitted is not None
         require(found, "result", expected="one that a fit gave", got=got, remedy=remedy)
         assert self.fitted is not None
+        wanted, got = "contrast and defocus as given, to draw beside", "latent ones, summed out"
+        remedy = "FitResult.imaging has what was found of them, and to_arviz() without particles."
+        given = self.imaging is None
+        require(given, "result", expected=wanted, got=got, remedy=remedy)
         return self.fitted
 
     def _groups(self) -> Groups:
@@ -181,8 +186,11 @@ class FitResult:
         extra |= self.states.columns() if self.states else {}
         extra |= self.imaging.columns() if self.imaging else {}
         rotation, shift = posterior.rotation.double().cpu(), posterior.shift.double().cpu()
-        given = self.fitted is not None and isinstance(self.fitted.guide.rotation, Known)
-        stale = [] if given else list(_WIDTHS.values())  # those in the file are of other poses
+        guide = None if self.fitted is None else self.fitted.guide
+        poses = (None,) if guide is None else (guide.rotation, guide.shift)
+        given = all(isinstance(part, Known) for part in poses)
+        stale = list(COLUMNS.values())  # those in the file are of another fit, or of other poses
+        stale += [] if given else list(_WIDTHS.values())
         write_particles(path, stack, rotation, shift, extra, without=stale)
 
     @staticmethod

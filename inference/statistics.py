@@ -36,7 +36,8 @@ class PosteriorSummary:
     entropy
         Of the pose posterior, nats, [N]; NaN where q of the pose is a Dirac, which has none.
     cross, energy
-        Posterior means of <filtered image, pose> and of the pose's whitened energy, [N].
+        Posterior means of <filtered image, pose> and of the pose's whitened energy, [N]; NaN
+        where contrast or defocus is summed out.
     """
 
     bound: Tensor

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from imaged import F64
+from imaged import F64, imaged_model, make_imaged
 from problems import make_problem
 from pyro.infer import TraceEnum_ELBO
 from torch.distributions import Normal
 
 from cryoprob.checks import InputError
-from cryoprob.inference.amplitude_law import AmplitudeLaw
+from cryoprob.inference.amplitude_law import AmplitudeLaw, Amplitudes
+from cryoprob.inference.dense import DenseGrid
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.imaging import exact_imaging
@@ -156,7 +157,9 @@ def sums_are_gradients(scene, found, known):
 @pytest.mark.parametrize("which", SITES)
 def test_the_whole_grid(which):
     scene = make_scene(which)
-    agrees(scene, imaging_e_step(scene.model, scene.guide(), scene.problem.stack))
+    found = imaging_e_step(scene.model, scene.guide(), scene.problem.stack)
+    agrees(scene, found)
+    assert all(bool(part.isnan().all()) for part in (found.summary.cross, found.summary.energy))
 
 
 @pytest.mark.parametrize("which", SITES)
@@ -164,6 +167,8 @@ def test_known_poses(which):
     scene = make_scene(which, n=5)
     found = imaging_e_step(scene.model, scene.known(), scene.problem.stack)
     agrees(scene, found, known=True)
+    # nobody may regress on one amplitude: there is none, or none at one defocus
+    assert all(bool(part.isnan().all()) for part in (found.summary.cross, found.summary.energy))
 
 
 @pytest.mark.parametrize("which", SITES)
@@ -184,7 +189,7 @@ def same(found, wanted, sums=1e-9):
     for name in ("contrast", "contrast_std", "defocus", "defocus_std"):
         one, other = (getattr(part.imaging, name) for part in (found, wanted))
         torch.testing.assert_close(one, other, rtol=max(sums, 1e-7), atol=1e-7)
-    for name in ("rotation", "shift", "cross", "energy", "probability"):
+    for name in ("rotation", "shift", "entropy", "probability"):
         one, other = (getattr(part.summary, name) for part in (found, wanted))
         torch.testing.assert_close(one, other, rtol=sums, atol=max(sums, 1e-8))
     one, other = (part.parts[0].insertion.equations().right_side() for part in (found, wanted))
@@ -253,6 +258,52 @@ def test_single_precision_at_strong_signals():
     assert float(found.mean[0]) == 1 and float(found.variance[0]) == pytest.approx(0.09)
 
 
+@pytest.mark.parametrize("power", [1e7, 1e8])
+def test_single_precision_knows_how_sure_a_contrast_is(power):
+    """At 3 and 1 in ten thousand of it; a mean square less a squared mean has 4 digits, or none."""
+    imaged = make_imaged(power=power, spread=CONTRAST)
+    found = []
+    for kind in (F64, torch.float32):
+        model = imaged_model(16, imaged.model.contrast).to(kind)
+        parts = (Known(value.to(kind)) for value in imaged.poses)
+        poses = dict(zip(("rotation", "shift"), parts, strict=True))
+        guide = Guide(**poses, **exact_imaging(model), volume=Point(imaged.volume.to(kind)))
+        found.append(imaging_e_step(model, guide, imaged.stack).imaging.contrast_std)
+    torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0)
+
+
+def test_single_precision_where_poses_are_summed_out():
+    """Weights of 1 and rounding at two poses of 1e7, one a standard deviation beside the other."""
+    weights = torch.tensor([[[0.7, 0.3]], [[0.1, 0.9]]])
+    mean = torch.tensor([[[0.8, 0.8003]], [[1.3, 1.3003]]])
+    variance = torch.tensor([[[1e-7, 1.1e-7]], [[1e-7, 1.1e-7]]])
+    mass, first, square = Amplitudes(mean, variance).moments(weights)
+    share = weights.double() / weights.double().sum(2, keepdim=True)
+    center = (share * mean).sum(2, keepdim=True)
+    wanted = (share * ((mean - center) ** 2 + variance)).sum((1, 2))
+    found = square / mass - (first / mass) ** 2
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)
+    torch.testing.assert_close(1 + first / mass, center[:, 0, 0], rtol=1e-7, atol=0)
+
+
+def test_blocks_are_as_large_as_they_are_told(monkeypatch):
+    """Scores of all nodes at once, with what is held beside them."""
+    scene, sizes = make_scene("both"), []
+    cells = len(scene.model.rotation.matrices()) * len(scene.model.shift.points())
+    plain = DenseGrid.posterior
+
+    def noted(grid, images):
+        sizes.append(len(images))
+        found = plain(grid, images)
+        assert found.logits.shape[1:].numel() == cells
+        return found
+
+    monkeypatch.setattr(DenseGrid, "posterior", noted)
+    exact = [Exact(block_bytes=5 * 4 * cells * 3) for _ in "Rt"]
+    imaging_e_step(scene.model, scene.guide(*exact), scene.problem.stack)
+    assert sizes == [1] * 9  # three images at three nodes
+
+
 def test_what_is_refused():
     scene = make_scene("both")
     stack = scene.problem.stack
@@ -264,5 +315,14 @@ def test_what_is_refused():
     mixed = Guide(**parts, contrast=ConditionalGaussian(), defocus=Known(torch.zeros(3)))
     with pytest.raises(InputError, match="defocus Known"):
         imaging_e_step(scene.model, mixed, stack)
+    beside = Guide(**parts, contrast=law, defocus=Exact())
+    with pytest.raises(InputError, match="got.*contrast PerImage, defocus Exact"):
+        imaging_e_step(scene.model, beside, stack)
+    law = PerImage(NormalScalar(100.0), torch.zeros(3, dtype=F64))
+    line = make_scene("both").model
+    line.defocus = GaussianDefocus(SCALE_A, dtype=F64)
+    beside = Guide(**parts, contrast=ConditionalGaussian(), defocus=law)
+    with pytest.raises(InputError, match="got.*contrast ConditionalGaussian, defocus PerImage"):
+        imaging_e_step(line, beside, stack)
     with pytest.raises(InputError, match="contrast and defocus: expected known.*imaging_e_step"):
         e_step(scene.model, scene.guide(), stack)

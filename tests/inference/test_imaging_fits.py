@@ -1,26 +1,17 @@
 """Whole fits whose contrast and defocus are latent: what they find, leave and refuse."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from imaged import F64, imaged_model, make_imaged, write_imaged
+from imaged import make_imaged, write_imaged
 from pretend import PretendCuda
 from scipy import stats
 
 from cryoprob.checks import InputError
-from cryoprob.inference.amplitude_law import AmplitudeLaw, expanded_scale
 from cryoprob.inference.config import FitConfig
-from cryoprob.inference.em import EM, EMState
-from cryoprob.inference.guide import Guide
-from cryoprob.inference.half import Half
-from cryoprob.inference.imaging import Imaging, Latent, exact_imaging
+from cryoprob.inference.imaging import Imaging, Latent
 from cryoprob.inference.loop import Quiet
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
-from cryoprob.inference.solvent import Solvent
-from cryoprob.inference.treatments.known import Known
-from cryoprob.inference.treatments.point import Point
 from cryoprob.io.mrc_writer import write_map
 from cryoprob.io.star import read_star
 from cryoprob.models.gaussian_defocus import GaussianDefocus
@@ -138,6 +129,15 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(scene, fitted):
         assert one == other, name
 
 
+def test_a_plain_fit_of_its_particles_leaves_its_columns_out(scene, fitted, tmp_path):
+    """They are of another map; and poses have no widths here that a file could have stale."""
+    _, _, folder = scene
+    plain = fit(folder / "both" / STAR, tmp_path / "fit", plan=Schedule(max_iterations=1))
+    assert plain.imaging is None
+    labels = read_star(tmp_path / "fit" / STAR)[-1].labels
+    assert not [label for label in labels if label.startswith("cryoprob")]
+
+
 def test_half_sets(scene):
     imaged, star, folder = scene
     result = fit(star, folder / "halves", half_sets=True, plan=Schedule(max_iterations=4), **BOTH)
@@ -187,57 +187,24 @@ def test_the_cuda_route_gives_the_same(tmp_path, poses):
     torch.testing.assert_close(found.volume, wanted.volume, rtol=1e-6, atol=1e-6)
 
 
-def rising(model, imaged, free, steps=8):
-    """Log posterior after each of some EM steps, and the contrasts' last mean; prior fixed."""
-    start = 0.5 * imaged.volume
-    poses = (Known(value) for value in imaged.poses)
-    parts = dict(zip(("rotation", "shift"), poses, strict=True)) | exact_imaging(model)
-    half = Half(model, Guide(**parts, volume=Point(start)), torch.arange(len(imaged.stack)))
-    fixed = {"noise": False, "tau2": False, "shift_sigma": False}
-    plan = replace(Schedule(), max_radius=7, **fixed)
-    algorithm, state = EM(plan, 1, Solvent("none")), EMState([half])
-    values = []
-    for _ in range(steps):
-        before = model.log_prior_volume(half.guide.volume.coefficients.detach())
-        algorithm.step(state, imaged.stack)
-        values.append(state.history[-1]["bound"] * len(imaged.stack) + float(before))
-    return values, algorithm.e_step(half, imaged.stack, 0).imaging.contrast.mean()
-
-
-def test_each_step_raises_the_log_posterior(monkeypatch):
-    imaged = make_imaged(n=40, power=2000.0)
-    nodes = GaussianDefocus(300.0, 5, F64)
-    values, mean = rising(imaged_model(16, imaged.model.contrast, nodes), imaged, False)
-    rise = torch.tensor(values).diff()
-    # float64 sums of ten thousand nats; conjugate gradients stop at 1e-3 of the map's residual
-    assert float(rise.min()) > -1e-6 and float(rise[0]) > 100
-    monkeypatch.setattr("cryoprob.inference.em.rescale", lambda *args, **more: None)
-    plain, slow = rising(imaged_model(16, imaged.model.contrast, nodes), imaged, False)
-    assert values[-1] > plain[-1] and abs(float(mean) - 1) < abs(float(slow) - 1)
-
-
-def test_the_factor_that_contrasts_have_in_common():
-    """Where the posteriors are as the prior has them none; else its closed form without a map."""
-    law = AmplitudeLaw(0.09)
-    generator = torch.Generator().manual_seed(2)
-    for common in (0.7, 1.0, 1.4):
-        drawn = common * (1 + 0.3 * torch.randn(20000, generator=generator, dtype=F64))
-        found = expanded_scale(law, drawn, torch.full_like(drawn, 1e-9), 0.0)
-        first, second = float(drawn.mean()), float(drawn.square().mean())
-        wanted = ((first**2 + 4 * 0.09 * second) ** 0.5 - first) / (2 * 0.09)
-        # the search's own tolerance; and the sampling error of the mean, six times
-        assert found == pytest.approx(wanted, abs=1e-5)
-        assert found == pytest.approx(common, abs=6 * 0.3 / 20000**0.5)
-    assert expanded_scale(law, drawn, torch.full_like(drawn, 1e-9), 5e4) < found
-
-
 REFUSED = {
     "family": (
         {"family": "svi", "poses": "ignore"},
         "--contrast and --defocus: expected --family",
     ),
     "classes": ({"schedule": Schedule(classes=2)}, "expected one class"),
-    "estimated": ({"schedule": Schedule(contrast=True)}, "expected contrast=false"),
+    "estimated": (
+        {"schedule": Schedule(contrast=True)},
+        "expected contrast=false.*Use --contrast SD beside --defocus, which",
+    ),
+    "estimated, contrast": (
+        {"schedule": Schedule(contrast=True), "defocus_sd_A": None},
+        "Use --contrast SD alone, which",
+    ),
+    "estimated, defocus": (
+        {"schedule": Schedule(contrast=True), "contrast_sd": None},
+        "Use --contrast SD beside --defocus, which",
+    ),
     "zero": ({"contrast_sd": 0.0}, "--contrast: expected a positive number, got 0"),
     "negative": ({"defocus_sd_A": -300.0}, "--defocus: expected a positive number, got -300"),
     "alone": (
@@ -273,7 +240,7 @@ def test_particles_without_optics_refuse():
 def test_draws_of_what_cannot_be_drawn_refuse(scene, fitted):
     imaged, _, _ = scene
     for draw in ("to_arviz", "draw_volumes"):
-        with pytest.raises(InputError, match="contrast"):
+        with pytest.raises(InputError, match=r"contrast and def.* as given.*FitResult.imaging"):
             getattr(fitted["both"], draw)(imaged.stack, seed=1)
 
 
@@ -281,6 +248,19 @@ def test_nodes_too_far_apart_are_told():
     found = Imaging(defocus=torch.zeros(5), defocus_std=torch.full((5,), 80.0))
     prior = GaussianDefocus(400.0, 13, even=True)
     assert prior.spacing == pytest.approx(200)
+    assert "expected" not in found.doubt(prior)
     assert "200 A apart" in found.doubt(prior) and "--defocus-nodes" in found.doubt(prior)
     assert found.doubt(GaussianDefocus(400.0, 25, even=True)) == ""
     assert found.doubt(None) == Imaging().doubt(prior) == ""
+
+
+def test_a_prior_of_the_defocus_that_is_too_narrow_is_told(tmp_path):
+    """Errors of 400 A where 100 were expected, and where 400 were."""
+    imaged = make_imaged(n=40, power=2e4, error_A=400.0)
+    star, told = write_imaged(imaged, tmp_path), {}
+    for scale in (100.0, 400.0):
+        plan = Schedule(max_iterations=3)
+        latent = {"defocus_sd_A": scale, "defocus_nodes": 25}
+        told[scale] = fit(star, tmp_path / f"{scale:.0f}", plan=plan, **latent).trust
+    assert "100 A were expected: give more (--defocus" in told[100.0]
+    assert "expected" not in told[400.0]

@@ -5,11 +5,24 @@ import torch
 import xarray
 
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.fit import fit
+from cryoprob.inference.guide import Guide
 from cryoprob.inference.joint_finish import summary_at
+from cryoprob.inference.laws.shifts import NormalShift
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.treatments.known import Known
+from cryoprob.inference.treatments.per_image import PerImage
+from cryoprob.inference.treatments.point import Point
+from cryoprob.io.mrc import read_map
 from cryoprob.io.tables import read_particles, write_particles
+from cryoprob.models.noises.radial_noise import RadialNoise
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.poses.gaussian_shift import GaussianShift
+from cryoprob.models.poses.uniform_rotation import UniformRotation
 from cryoprob.models.simulate import simulate
+from cryoprob.models.volumes.fourier_voxels import FourierVoxels
+from cryoprob.particles import ParticleStack
 from cryoprob.phantoms import bead_walk
 
 COUNT, PIXEL_SIZE = 12, 8.0
@@ -71,6 +84,22 @@ def test_given_poses_keep_what_their_file_says(experiment, tmp_path):
     assert result.posterior.widths() == {}
     table = read_particles(tmp_path / "fit" / "particles.star")
     assert all((table.columns.numbers(name) == 0.25).all() for name in COLUMNS)
+
+
+def test_a_law_of_shifts_at_given_rotations_has_an_entropy_alone(experiment, tmp_path):
+    stack = ParticleStack.read(experiment.truth)
+    noise = RadialNoise(torch.ones(1, stack.box // 2 + 2))
+    priors = UniformRotation(), GaussianShift(8.0), noise
+    model = ParticleModel(FourierVoxels(stack.box), *priors, PIXEL_SIZE)
+    turns, moves = stack.rotation.float(), PerImage(NormalShift(2.0), stack.shift.float())
+    start = Point(read_map(experiment.truth_map)[0])
+    guide = Guide(rotation=Known(turns), shift=moves, volume=start)
+    result = fit(model, guide, stack, seed=1, schedule=PLAN)
+    assert set(result.posterior.widths()) == {"entropy"}
+    result.save(tmp_path, stack)
+    columns = read_particles(tmp_path / "particles.star").columns
+    assert tuple(map(columns.has, COLUMNS)) == (False, True)
+    assert not (columns.numbers(COLUMNS[1]) == 0.25).any()
 
 
 def test_modes_alone_have_no_widths():
