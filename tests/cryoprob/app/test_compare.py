@@ -39,7 +39,9 @@ def test_unknown_families_and_odd_numbers_are_refused(experiment):
         Setting(config(experiment), ("exact-em",), images=0)
     with pytest.raises(InputError, match="--order"):
         Setting(config(experiment), ("exact-em",), order=6)
-    with pytest.raises(InputError, match="compare: expected contrasts and defoci as given.*got --c"):
+    with pytest.raises(
+        InputError, match="compare: expected contrasts and defoci as given.*got --c"
+    ):
         Setting(replace(config(experiment), contrast_sd=0.2), ("exact-em",))
 
 
