@@ -11,7 +11,7 @@ from cryoprob.geometry.grids import RotationGrid
 from cryoprob.inference.bounds import Block, Bound, Points
 from cryoprob.inference.dense import blocks
 from cryoprob.inference.filtered import Filtered
-from cryoprob.inference.left_out import LeftOut, shells_of
+from cryoprob.inference.left_out import left_above, shells_of, whitened
 from cryoprob.inference.levels import Level
 from cryoprob.inference.regions import Source
 from cryoprob.models.image_likelihood import shift_phase
@@ -115,6 +115,9 @@ class Step:
         What scores say of what they leave out; the last step leaves nothing out.
     chain
         The grids from this one, in its band, to the finest.
+    left
+        What its cells leave out (:func:`~cryoprob.inference.left_out.left_out`), [Q, S]; None of
+        the finest grid, and for bounds at points.
 
     Attributes
     ----------
@@ -125,16 +128,22 @@ class Step:
     """
 
     def __init__(
-        self, model: ParticleModel, whole: Source, bound: Bound, chain: list[Level]
+        self,
+        model: ParticleModel,
+        whole: Source,
+        bound: Bound,
+        chain: list[Level],
+        left: Tensor | None = None,
     ) -> None:
         self.level, finest, radius = chain[0], chain[-1], chain[0].radius
+        self.left = left
         self.on_finest = len(chain) == 1
         self.last = self.on_finest and radius == model.band.radius
         self.bound = Points() if self.last else bound
         narrow = model.linear_volume.slicer_at(radius)
         self.source = whole if self.bound.inside else Source.of(whole.volume, narrow)
-        self.left = LeftOut.of(model, whole, chain) if self.bound.inside else None
-        band, self.points = narrow.band, self.level.shift.points()
+        self.band, self.points = narrow.band, self.level.shift.points()
+        band = self.band
         self.shells, self.share = shells_of(band), len(band) / len(model.band)
         self.phase = shift_phase(band, self.points, model.pixel_size).conj().resolve_conj()
         below = finest.shift.log_mass().view(len(self.points), -1).amax(1)
@@ -166,19 +175,19 @@ class Step:
             yield Task(cells, row, shift)
 
     def upper(
-        self, task: Task, images: Filtered, power: Tensor, block_bytes: int
+        self, task: Task, images: Filtered, power: Tensor, peak: Tensor, block_bytes: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows and shifts [k] of a task, and upper bounds of their log joint [k, C], by blocks."""
+        """Rows and shifts [k] of a task, and upper bounds of their log joint [k, C], by blocks.
+
+        ``power`` is the images' whitened power, ``peak`` the largest weight, in shells, [n, S].
+        """
         if not len(task.row):
             return
         slices, energy = self.source.look(self.level.rotation.matrices(task.cells))
         if not self.on_finest:  # of the mean map alone, from which other poses are measured
             energy = slices.abs().square().div_(2)
         who, image = task.row.unique(return_inverse=True)
-        transfer, closed, left = images.transfer[who], ~self.support[task.cells], None
-        if self.left is not None:
-            left = self.left.norms(transfer, task.cells, slices)
-        inside = self.phase.shape[1]
+        transfer, closed, inside = images.transfer[who], ~self.support[task.cells], len(self.band)
         block = partial(
             Block,
             slices=slices[:, :inside],
@@ -186,7 +195,7 @@ class Step:
             transfer=transfer[:, :inside],
             power=power[who],
             shells=self.shells,
-            left=left,
+            left=self._left(task.cells, slices, peak[who]),
         )
         size = max(1, block_bytes // (4 * (len(task.cells) + 2 * inside)))
         for part in blocks(len(task.row), size):
@@ -195,6 +204,14 @@ class Step:
             found = self.bound.upper(block(filtered=filtered, image=image[part]))
             found += self.log_prior[shift, None]
             yield row, shift, found.masked_fill_(closed, -torch.inf)
+
+    def _left(self, cells: Tensor, slices: Tensor, peak: Tensor) -> Tensor | None:
+        """Whitened norms of what cells [C] leave out of images [U], [U, C, S]."""
+        if not self.bound.inside:
+            return None
+        if self.left is not None:
+            return whitened(peak, self.left[cells])
+        return whitened(peak, left_above(self.source.slicer.band, slices, self.level.radius))
 
 
 def _siblings(order: int, family: Tensor) -> Tensor:

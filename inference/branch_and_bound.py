@@ -18,17 +18,17 @@ from cryoprob.fourier.gaussian_map import AnyMap
 from cryoprob.inference.bounded_steps import Open, Step, Task, Top
 from cryoprob.inference.bounds import Bound
 from cryoprob.inference.filtered import Filtered
-from cryoprob.inference.left_out import shells_of
+from cryoprob.inference.left_out import left_out, peaks, shells_of
 from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.regions import Source
 from cryoprob.inference.statistics import reals
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.particle_model import ParticleModel
 
-__all__ = ["Best", "BranchAndBound"]
+__all__ = ["Best", "BranchAndBound", "Ladder"]
 
-_FAMILIES = 2**23
-"""Most families that may be open at once, 128 MiB; what is more is searched in parts."""
+_FAMILIES = 2**25
+"""Most families that may be open at once, 512 MiB; what is more is searched in parts."""
 
 _EARLY = 0.5
 """Part of the band in which the finest grid is scored first."""
@@ -58,21 +58,62 @@ class Best:
         return Best(*mine)
 
 
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """The steps of a search: all that it needs of model and volume, the same for all images.
+
+    Attributes
+    ----------
+    model
+        Its grids, band, noise and pixel size.
+    whole
+        Slices of the whole band.
+    steps
+        From the coarsest grid to the finest in the whole band.
+    early
+        The finest grid in a part of the band, just before the last step; or None.
+    coarser
+        Whether there is a grid coarser than the finest.
+    """
+
+    model: ParticleModel
+    whole: Source
+    steps: list[Step]
+    early: Step | None
+    coarser: bool
+
+    @classmethod
+    def of(cls, model: ParticleModel, volume: AnyMap, bound: Bound, coarse_order: int) -> "Ladder":
+        """For a value of the ``volume`` site or a law of it.
+
+        Parameters
+        ----------
+        bound
+            What a score says of what it leaves out.
+        coarse_order
+            Order of the coarsest rotation grid, searched completely.
+        """
+        whole, grids = (
+            Source.of(volume, model.linear_volume.slicer),
+            levels(model, volume, coarse_order),
+        )
+        chains = _chains(grids, model.band.radius, bound)
+        tables = iter(left_out(model, whole, grids) if bound.inside else [])
+        steps = [Step(model, whole, bound, chain, next(tables, None)) for chain in chains]
+        coarser = not steps[0].on_finest
+        early = coarser and len(steps) > 1 and steps[-2].on_finest
+        return cls(model, whole, steps, steps.pop(-2) if early else None, coarser)
+
+
 class BranchAndBound:
     """The search for a chunk of images.
 
     Parameters
     ----------
-    model
-        Its grids, band, noise and pixel size.
-    volume
-        Value of the ``volume`` site, or a law of it.
+    ladder
+        Its steps.
     images
         The chunk: n filtered images.
-    bound
-        What a score says of what it leaves out.
-    coarse_order
-        Order of the coarsest rotation grid, searched completely.
     block_bytes
         Size of one block of scores.
 
@@ -82,23 +123,11 @@ class BranchAndBound:
         Scores worked out per image so far, [n]; those in a part of the band count that part.
     """
 
-    def __init__(
-        self,
-        model: ParticleModel,
-        volume: AnyMap,
-        images: Filtered,
-        bound: Bound,
-        coarse_order: int,
-        block_bytes: int,
-    ) -> None:
+    def __init__(self, ladder: Ladder, images: Filtered, block_bytes: int) -> None:
+        self.ladder, self.steps = ladder, ladder.steps
         self.images, self.block_bytes = images, block_bytes
-        self.model, self.whole = model, Source.of(volume, model.linear_volume.slicer)
-        chains = _chains(levels(model, volume, coarse_order), model.band.radius, bound)
-        self.steps = [Step(model, self.whole, bound, chain) for chain in chains]
-        self.coarser = not self.steps[0].on_finest
-        early = self.coarser and len(self.steps) > 1 and self.steps[-2].on_finest
-        self.early = self.steps.pop(-2) if early else None
-        self.power = _whitened(images, self.whole)
+        self.power = _whitened(images, ladder.whole)
+        self.peak = peaks(ladder.model.band, images.transfer)
         self.scored = torch.zeros_like(images.noise_only)
         like = images.transfer
         self.slack = _ROUNDING * torch.finfo(like.dtype).eps * self.power.sum(1)
@@ -139,14 +168,14 @@ class BranchAndBound:
     def _look(self, step: Step, tasks: Iterator[Task]) -> Open:
         """Score poses of a step; what stays open. The best pose known may rise."""
         kept, top = [Open.nothing(self.power)], Top.of(self.power)
-        centers = step.last or not (step.bound.inside and self.coarser)
+        centers = step.last or not (step.bound.inside and self.ladder.coarser)
         known = step.on_finest or step.bound.inside
         least = self.best.value - self.slack
         least = least if known else torch.full_like(least, -torch.inf)
         order = step.level.rotation.order
         for task in tasks:
-            if step.last and self.early is not None:
-                task = self._possible(self.early, task, least)
+            if step.last and self.ladder.early is not None:
+                task = self._possible(self.ladder.early, task, least)
             for row, shift, upper in self._upper(step, task):
                 if centers:
                     top.see(row, shift, task.cells, upper)
@@ -162,7 +191,7 @@ class BranchAndBound:
         """Bounds of a task, counted."""
         each = torch.full_like(self.scored, step.share * len(task.cells))
         self.scored.index_add_(0, task.row, each[task.row])
-        return step.upper(task, self.images, self.power, self.block_bytes)
+        return step.upper(task, self.images, self.power, self.peak, self.block_bytes)
 
     def _possible(self, step: Step, task: Task, least: Tensor) -> Task:
         """The pairs of a task that a narrower band leaves open."""
@@ -185,8 +214,8 @@ class BranchAndBound:
 
     def _gain(self, rows: Tensor, rotation: Tensor, shift: Tensor) -> Tensor:
         """Log likelihood over noise of images ``rows`` at a pose each, in the whole band."""
-        slices, energy = self.whole.look(rotation)
-        phase = shift_phase(self.whole.slicer.band, shift, self.model.pixel_size)
+        slices, energy = self.ladder.whole.look(rotation)
+        phase = shift_phase(self.ladder.model.band, shift, self.ladder.model.pixel_size)
         cross: Tensor = torch.linalg.vecdot(
             reals(self.images.image[rows] * phase.conj()), reals(slices)
         )

@@ -19,7 +19,7 @@ from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.local_search import climb
 from cryoprob.inference.pruned import PrunedPass
-from cryoprob.inference.search import best_poses, candidates
+from cryoprob.inference.search import Found, candidates, searcher
 from cryoprob.inference.statistics import PosteriorSummary, Statistics, reals
 from cryoprob.inference.treatments.base import Drawn, Near
 from cryoprob.inference.treatments.exact import Exact
@@ -88,7 +88,8 @@ def _route(
     """What to do with a chunk of images; draws of poses need no grid."""
     rotation, shift, volume = guide.rotation, guide.shift, guide.volume.maps
     if isinstance(rotation, Modal) and isinstance(shift, Modal):
-        return partial(_modal, model, volume, rotation, shift)
+        search = searcher(model, volume, rotation)
+        return partial(_modal, model, volume, rotation, shift, search)
     if isinstance(rotation, Drawn) and isinstance(shift, Drawn):
         return partial(_drawn, model, volume, guide, stack, draws)
     if isinstance(rotation, Exact) and whole(model, guide):
@@ -258,11 +259,12 @@ def _modal(
     volume: AnyMap,
     rotation: Modal,
     shift: Modal,
+    search: Callable[[Filtered], Found],
     images: Filtered,
     to: Statistics,
 ) -> None:
     """Search the best pose of every image, climb from there if asked, and insert it there."""
-    value, turn, move = best_poses(model, volume, rotation, images)
+    value, turn, move = search(images)
     if rotation.polish:
         optimum = climb(model, volume, images, turn, move, rotation.polish)
         turn, move = optimum.rotation, optimum.shift

@@ -1,13 +1,14 @@
 """Searches of the pose grid: candidates of a coarse grid, and the best pose of the fine one."""
 
+from collections.abc import Callable
+from functools import partial
 from math import cos, radians
 
 import torch
 from torch import Tensor
 
 from cryoprob.fourier.gaussian_map import AnyMap
-from cryoprob.inference.bounds import Bound
-from cryoprob.inference.branch_and_bound import Best, BranchAndBound
+from cryoprob.inference.branch_and_bound import Best, BranchAndBound, Ladder
 from cryoprob.inference.candidates import Candidates, Keep, fill_up, smallest_set
 from cryoprob.inference.dense import DenseGrid
 from cryoprob.inference.filtered import Filtered
@@ -16,7 +17,7 @@ from cryoprob.inference.pruned import PrunedPass
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.models.particle_model import ParticleModel
 
-__all__ = ["best_poses", "candidates", "distinct_poses"]
+__all__ = ["Found", "best_poses", "candidates", "distinct_poses", "searcher"]
 
 _PEAKS = 64
 """Poses among which distinct ones are looked for."""
@@ -64,18 +65,27 @@ def candidates(
     return found
 
 
-def best_poses(
-    model: ParticleModel, volume: AnyMap, modal: Modal, images: Filtered
-) -> tuple[Tensor, Tensor, Tensor]:
+Found = tuple[Tensor, Tensor, Tensor]
+"""Best log joint over noise [n], rotation [n, 3, 3] and shift [n, 2] of n images."""
+
+
+def searcher(model: ParticleModel, volume: AnyMap, modal: Modal) -> Callable[[Filtered], Found]:
+    """:func:`best_poses` of chunk after chunk; what all images need is worked out once."""
+    beam = partial(_best, model, volume, modal)
+    if modal.bound is None:
+        return beam
+    ladder = Ladder.of(model, volume, modal.bound, modal.coarse_order)
+    start = beam if modal.beam and ladder.coarser else None
+    return partial(_bounded, ladder, modal.block_bytes, start)
+
+
+def best_poses(model: ParticleModel, volume: AnyMap, modal: Modal, images: Filtered) -> Found:
     """Best log joint over noise [n], rotation [n, 3, 3] and shift [n, 2] on the model's grid.
 
     With a beam, coarse to fine; a better pose outside the beam is then missed. With a bound, what
     the beam found is the pose to beat of a branch and bound.
     """
-    if modal.bound is not None:
-        return _bounded(model, volume, modal, modal.bound, images)
-    value, turn, move = _peaks(model, volume, modal, images, 1)
-    return value[:, 0], turn[:, 0], move[:, 0]
+    return searcher(model, volume, modal)(images)
 
 
 def distinct_poses(
@@ -104,16 +114,18 @@ def distinct_poses(
 
 
 def _bounded(
-    model: ParticleModel, volume: AnyMap, modal: Modal, bound: Bound, images: Filtered
-) -> tuple[Tensor, Tensor, Tensor]:
+    ladder: Ladder, block_bytes: int, start: Callable[[Filtered], Found] | None, images: Filtered
+) -> Found:
     """The best poses by branch and bound."""
-    order, size, start = modal.coarse_order, modal.block_bytes, None
-    search = BranchAndBound(model, volume, images, bound, order, size)
-    if modal.beam and search.coarser:
-        value, turn, move = _peaks(model, volume, modal, images, 1)
-        start = Best(value[:, 0], turn[:, 0], move[:, 0])
-    best = search.search(start)
+    search = BranchAndBound(ladder, images, block_bytes)
+    best = search.search(None if start is None else Best(*start(images)))
     return best.value, best.rotation, best.shift
+
+
+def _best(model: ParticleModel, volume: AnyMap, modal: Modal, images: Filtered) -> Found:
+    """The best poses of a beam, or of the whole grid."""
+    value, turn, move = _peaks(model, volume, modal, images, 1)
+    return value[:, 0], turn[:, 0], move[:, 0]
 
 
 def _peaks(

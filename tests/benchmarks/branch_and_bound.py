@@ -17,7 +17,7 @@ import torch
 from relion_refine import DATA, Truth
 
 from cryoprob.inference.bounds import BOUNDS
-from cryoprob.inference.branch_and_bound import Best, BranchAndBound
+from cryoprob.inference.branch_and_bound import Best, BranchAndBound, Ladder
 from cryoprob.inference.filtered import Filtered, filter_images
 from cryoprob.inference.levels import levels
 from cryoprob.inference.search import best_poses
@@ -94,7 +94,8 @@ def ribosomes(count: int, order: int) -> Case:
 def bounded(case: Case, name: str) -> tuple[Best, float]:
     """By branch and bound: poses, and scores per image."""
     bound, start, scored = BOUNDS[name], None, 0.0
-    search = BranchAndBound(case.model, case.volume, case.images, bound, COARSE, BLOCK_BYTES)
+    ladder = Ladder.of(case.model, case.volume, bound, COARSE)
+    search = BranchAndBound(ladder, case.images, BLOCK_BYTES)
     if bound.inside:
         beam = Modal(BEAM, coarse_order=COARSE)
         start = Best(*best_poses(case.model, case.volume, beam, case.images))

@@ -12,7 +12,7 @@ from cryoprob.fourier.gaussian_map import GaussianMap
 from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference import branch_and_bound
 from cryoprob.inference.bounds import BOUNDS
-from cryoprob.inference.branch_and_bound import Best, BranchAndBound
+from cryoprob.inference.branch_and_bound import Best, BranchAndBound, Ladder
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.filtered import filter_images
@@ -43,9 +43,9 @@ def search(problem, bound, coarse=0, **options):
     """Poses of all images (one optics group), and scores worked out per pose of the grid."""
     model, volume = problem.model, problem.volume
     images = filter_images(model, problem.stack, torch.arange(len(problem.stack)))
-    found = BranchAndBound(model, volume, images, BOUNDS[bound], coarse, 2**23)
-    start = None
-    if BOUNDS[bound].inside and found.coarser:
+    ladder, start = Ladder.of(model, volume, BOUNDS[bound], coarse), None
+    found = BranchAndBound(ladder, images, 2**23)
+    if BOUNDS[bound].inside and ladder.coarser:
         beam = Modal(8, coarse_order=coarse)
         start = Best(*best_poses(model, volume, beam, images))
     best = found.search(start)
