@@ -47,7 +47,6 @@ class CovarianceFit:
             "kind": "log_evidence, nats per image, full band",
             "resolution_A": band.box * half.model.pixel_size / band.radius,
             "radius": band.radius,
-            "order": 0,
             "images": len(half.index),
         }
         state.history.append(record)

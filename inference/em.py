@@ -142,12 +142,12 @@ class EM:
 
     def regrid(self, state: EMState) -> None:
         """Put the grids of the last step in place, for a state that comes from a checkpoint."""
-        if not state.history:
+        last = state.history[-1] if state.history else {}
+        if "order" not in last:
             return
         for number, half in enumerate(state.halves):
             if not half.model.rotation.enumerable:
-                order = state.history[-1]["order"]
-                self._grids(half, order, 2 * (state.iteration - 1) + number)
+                self._grids(half, last["order"], 2 * (state.iteration - 1) + number)
 
     def solve(self, half: Half | Member, equations: NormalEquations) -> Solution:
         """The map of some normal equations under a half's (or a class's) prior."""
@@ -279,7 +279,8 @@ class EM:
         sharp = torch.cat(
             [p.summary.probability[h.index] for p, h in zip(parts, state.halves, strict=True)]
         )
-        order, state.iteration = state.order, state.iteration + 1
+        grid = {"order": state.order} if self._searches(state) else {}
+        state.iteration += 1
         self._judge(state, mean, float(sharp.mean()), grew)
         model = state.halves[0].model
         width = model.band.box * model.pixel_size
@@ -289,10 +290,15 @@ class EM:
             "kind": f"{state.halves[0].guide.kind}, nats per image, full band{_under(state)}",
             "resolution_A": width / max(state.shell, 1),
             "radius": model.band.radius,
-            "order": order,
+            **grid,
             "probability": float(sharp.mean()),
             "images": images,
         }
+
+    def _searches(self, state: EMState) -> bool:
+        """Whether poses are looked for on a grid, by the guide or by the learner."""
+        learner = self.learner is not None and self.learner.searches
+        return state.halves[0].guide.rotation.searches or learner
 
     def _judge(self, state: EMState, mean: float, sharp: float, grew: bool) -> None:
         """Count steps without progress; then take a finer grid if that may help, or stop."""

@@ -53,8 +53,10 @@ def finish(
     maps = [half.members[heaviest].guide.volume.coefficients.data for half in state.halves]
     tau2 = first.members[heaviest].model.linear_volume.tau2
     halves, volume = maps if len(maps) == 2 else [], maps[0]
-    scale = common_factor(first, imaging) if halves else 1.0
-    if halves:  # a map anew, which takes up the contrasts' factor as the halves' maps have
+    scale, everyone = 1.0, torch.arange(len(stack))
+    if halves and imaging is not None:  # the factor that the halves' maps have taken up
+        scale = common_factor(first, imaging, everyone)
+    if halves:
         volume = algorithm.solvent(scale * algorithm.solve(first, equations).volume, pixel_size)
     known = isinstance(first.guide.rotation, Known)
     width = stack.box * pixel_size

@@ -96,25 +96,27 @@ def rescale(half: Half, found: Imaging, *, free: bool) -> None:
     With a free prior power the factor tends to the one by which the M-step shrinks its map (1 for
     many images), and so do the contrasts: images agree with a map that they have made themselves.
     """
-    law, point = AmplitudeLaw.of(half.model), half.guide.volume
-    if law is None or point.has_density:
+    map_, prior = half.guide.volume.coefficients.data, half.model.volume.prior()
+    away = float(prior.log_prob(torch.zeros_like(map_)) - prior.log_prob(map_))
+    scale = common_factor(half, found, half.index, 0.0 if free else away)
+    if scale == 1:
         return
-    map_, prior = point.coefficients.data, half.model.volume.prior()
-    divergence = float(prior.log_prob(torch.zeros_like(map_)) - prior.log_prob(map_))
-    seen = found.contrast[half.index], found.contrast_std[half.index]
-    scale = expanded_scale(law, *seen, 0.0 if free else divergence)
-    point.coefficients.data = scale * map_
+    half.guide.volume.coefficients.data = scale * map_
     half.solutions = [one.scaled(scale) for one in half.solutions]
     if free:
         half.model.linear_volume.tau2.mul_(scale**2)
 
 
-def common_factor(half: Half, found: Imaging | None) -> float:
-    """What :func:`rescale` multiplies the map of all images by, if its prior power is free."""
+def common_factor(half: Half, found: Imaging, index: Tensor, divergence: float = 0.0) -> float:
+    """The factor on a half's map that lets the contrasts of images ``index`` be as their prior.
+
+    1 where the contrasts are given, and where the map has a q. ``divergence`` is that of
+    :func:`~cryoprob.inference.amplitude_law.expanded_scale`.
+    """
     law = AmplitudeLaw.of(half.model)
-    if law is None or found is None or half.guide.volume.has_density:
+    if law is None or half.guide.volume.has_density:
         return 1.0
-    return expanded_scale(law, found.contrast, found.contrast_std, 0.0)
+    return expanded_scale(law, found.contrast[index], found.contrast_std[index], divergence)
 
 
 class _Step:
@@ -143,8 +145,7 @@ class _Step:
     def note_contrast(self, index: Tensor, moments: list[Tensor], shares: Tensor) -> None:
         """Take in means and mean squares [2, n] (float64) of the contrast - 1 at each node."""
         mean, square = (torch.stack(moments, -1) * shares).sum(-1)
-        self.found.note(sites.CONTRAST, index, mean, square)
-        self.found.contrast[index] += 1
+        self.found.note(sites.CONTRAST, index, mean, square, around=1.0)
 
     def join(self, index: Tensor, parts: list[PosteriorSummary], shares: Tensor) -> None:
         """Write the images' summaries from those at each node.

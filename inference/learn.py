@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, pi
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,15 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class Learner(ABC):
-    """What an algorithm does for q before each E-step."""
+    """What an algorithm does for q before each E-step.
+
+    Attributes
+    ----------
+    searches
+        It looks for poses on a grid.
+    """
+
+    searches: ClassVar[bool] = False
 
     def begin(self, half: Half, stack: ParticleStack) -> None:
         """What a fit needs once, before the first step; the half's model may change."""
@@ -109,6 +118,8 @@ class TableLearner(Learner):
     seed, symmetry
         Of the search's grids.
     """
+
+    searches: ClassVar[bool] = True
 
     plan: Schedule
     objective: Objective

@@ -308,7 +308,6 @@ class ModesEM:
             "z_variance": float(z.var(0, correction=0).mean()),
             "resolution_A": model.band.box * model.pixel_size / max(model.band.radius, 1),
             "radius": model.band.radius,
-            "order": 0,
             "images": len(index),
             **kl,
         }

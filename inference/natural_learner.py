@@ -1,6 +1,7 @@
 """Tables of normal laws, put at the modes of a search and raised by natural gradients."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class NaturalLearner(Learner):
     seed, symmetry
         Of the search's grids.
     """
+
+    searches: ClassVar[bool] = True
 
     plan: Schedule
     seed: int

@@ -169,7 +169,7 @@ def _refinement(ax: Axes, part: Sequence[dict[str, Any]]) -> None:
     ax.plot(_steps(part), _evidence(part), color=BLUE, marker="o", ms=3, lw=1.5)
     ax.set_title("refinement")
     for before, after in zip(part, part[1:], strict=False):
-        if after["order"] > before["order"]:
+        if "order" in after and after["order"] > before["order"]:
             ax.axvline(after["iteration"] - 0.5, color=GREY, lw=0.8, ls="--")
             words = f" grid {60 / 2 ** after['order']:.3g} deg"
             where = (after["iteration"] - 0.5, 0.05)

@@ -26,10 +26,9 @@ _MANY = 60
 def line(record: dict[str, Any]) -> str:
     """A step in one line: evidence in nats per image, resolution in A, band in shells.
 
-    Only starts from nothing and refinements search a grid.
+    Of a step that searched a grid, its spacing.
     """
-    searched = "start" in record or record.get("stage", "refine") == "refine"
-    grid = grid_spacing(int(record["order"])) if searched else "-"
+    grid = grid_spacing(int(record["order"])) if "order" in record else "-"
     return (
         f"{_label(record):>6s}   {record['bound']:12.2f}"
         f"   {record['resolution_A']:8.1f} A   {record['radius']:4d}   {grid:9s}"

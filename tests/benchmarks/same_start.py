@@ -137,7 +137,7 @@ class Task:
         found = align_maps(result.volume, self.truth, pixel_size=pixel)
         curve = fsc(found.move_map(result.volume, pixel), self.truth)
         seen = self.error(result.posterior.rotation, result.posterior.shift, 0, found)
-        rotation, shift, rate = self.unseen(name, half, result.history[-1]["order"])
+        rotation, shift, rate = self.unseen(name, half, result.history[-1].get("order", 0))
         images = filter_images(off_grid(half.model), self.held, torch.arange(HELD))
         volume = half.guide.volume.coefficients.data
         best = climb(half.model, volume, images, rotation.contiguous(), shift, 10)

@@ -114,7 +114,8 @@ def test_a_small_fit_and_the_same_one_in_two_parts(name, drawn, tmp_path):
     run_fit(settings, tmp_path / "cut", resume=True)
     if name == "covariance":  # last digits of its products depend on where memory lies
         other, _ = read_map(tmp_path / "cut" / "volume.mrc")
-        torch.testing.assert_close(other, volume, rtol=0, atol=1e-4 * float(volume.abs().max()))
+        # of six fits 2e-7 at most; fifty times that
+        torch.testing.assert_close(other, volume, rtol=0, atol=1e-5 * float(volume.abs().max()))
         return
     for file in ("metrics.jsonl", "particles.star", "volume.mrc", "posterior.nc"):
         parts = (tmp_path / part / file for part in ("cut", "whole"))
