@@ -15,7 +15,7 @@ from cryoprob.inference.half import Half
 from cryoprob.inference.joint import Joint, JointState
 from cryoprob.inference.latent import centers
 from cryoprob.inference.schedule import Schedule
-from cryoprob.inference.search import best_poses
+from cryoprob.inference.search import searcher
 from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
@@ -87,6 +87,8 @@ def search_poses(
 ) -> None:
     """Search the best pose of every image at the map of a conformation near its own.
 
+    A latent contrast is taken as 1 here, a latent defocus as the file's.
+
     Raises
     ------
     InputError
@@ -96,10 +98,11 @@ def search_poses(
     order = plan.order(half.model.band.radius)
     with torch.no_grad():
         for density, index in _maps(half, stack, states, seed):
-            model = voxel_model(half.model, density)
+            model = voxel_model(half.model.as_given(), density)
             gridded = on_grid(model, *pose_grids(model, plan, order, seed=seed))
+            search = searcher(gridded, density, modal)
             for images in chunks(gridded, stack, index):
-                _, turn, move = best_poses(gridded, density, modal, images)
+                _, turn, move = search(images)
                 turns.numbers.data[images.index] = turns.law.numbers(turn)
                 moves.numbers.data[images.index] = moves.law.numbers(move)
 

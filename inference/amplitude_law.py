@@ -58,13 +58,13 @@ class AmplitudeLaw:
 
         ``cross`` is <filtered image, pose> and ``energy`` the pose's whole whitened energy, which
         broadcasts; both at contrast 1. With a = 1 + u nothing large cancels: the value is that of
-        contrast 1 and what u adds.
+        contrast 1 and what u adds. Differentiable in both.
         """
         spread = self.variance / (1 + self.variance * energy)
         tilt = cross - energy
         lift = tilt.square().mul_(spread / 2)
         lift += cross - (energy + torch.log1p(self.variance * energy)) / 2
-        return lift, Amplitudes(tilt.mul_(spread).add_(1), spread)
+        return lift, Amplitudes(tilt * spread + 1, spread)
 
 
 def expanded_scale(law: AmplitudeLaw, mean: Tensor, std: Tensor, divergence: float) -> float:

@@ -143,8 +143,9 @@ class FitConfig:
         if not self.asked:
             return
         remedy = (
-            f"Use exact-em, or leave {wanted} out: other families take contrast and defocus as"
-            " given. (In Python the sites can have laws, for fits by gradients: Joint.)"
+            "Use exact-em, or a preset that trains by gradients (cryodrgn, cryoai, ...), or leave"
+            f" {wanted} out: other families take contrast and defocus as given. (In Python the"
+            " sites can have laws, for fits by gradients: Joint.)"
         )
         fits, got = self.family == "exact-em", f"--family {self.family}"
         require(fits, wanted, expected="--family exact-em", got=got, remedy=remedy)

@@ -82,8 +82,9 @@ def check_priced(half: Half, nodes: int) -> None:
     Raises
     ------
     InputError
-        If not, or if there would be more than 200 nodes.
+        If not, if contrast or defocus is latent, or if there would be more than 200 nodes.
     """
+    half.model.require_known_imaging()
     guide, prior = half.guide, half.model.conformation
     poses = guide.rotation, guide.shift
     known = {isinstance(part, Known) for part in poses}

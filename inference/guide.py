@@ -23,11 +23,6 @@ from cryoprob.types import Rotations, Shifts
 
 __all__ = ["Guide", "Poses"]
 
-_SUMMED = {
-    sites.CONFORMATION: "the E-step, which sums it out",
-    sites.CONTRAST: "imaging_e_step, which sums it out",
-}
-
 
 @dataclass(frozen=True, eq=False)
 class Poses:
@@ -38,7 +33,8 @@ class Poses:
     rotation, shift
         [K, N, 3, 3] and [K, N, 2] (Angstrom).
     conformation, contrast, defocus
-        [K, N, size], [K, N] and [K, N] (Angstrom), or None where the guide has no such site.
+        [K, N, size], [K, N] and [K, N] (Angstrom), or None where the guide has no such site or
+        sums it out.
     log_q
         Log density of q at them, [K, N]; Diracs count 0.
     log_weight
@@ -107,7 +103,7 @@ class Guide(nn.Module):
     def draw(self, batch: Batch, count: int) -> Poses:
         """Draws of the local sites, ``count`` for every head of the rotation's law.
 
-        A defocus on nodes that is summed out has none; whoever asks for draws sums over it.
+        A contrast or a defocus that is summed out has none; whoever asks for draws sums over it.
 
         Raises
         ------
@@ -189,7 +185,7 @@ class Guide(nn.Module):
                     "guide",
                     expected=f"a treatment of the {site} that gives draws",
                     got=type(part).__name__,
-                    remedy=f"Use Known, PerImage or Amortized, or {_SUMMED[site]}.",
+                    remedy="Use Known, PerImage or Amortized, or the E-step, which sums it out.",
                 )
             found.append(part)
         return found
@@ -213,7 +209,12 @@ class Guide(nn.Module):
     @property
     def sums_imaging(self) -> bool:
         """Contrast or defocus is summed out, in closed form or on nodes."""
-        return isinstance(self.contrast, ConditionalGaussian) or self.sums_defocus
+        return self.sums_contrast or self.sums_defocus
+
+    @property
+    def sums_contrast(self) -> bool:
+        """The contrast is integrated out."""
+        return isinstance(self.contrast, ConditionalGaussian)
 
     @property
     def sums_defocus(self) -> bool:
@@ -222,14 +223,27 @@ class Guide(nn.Module):
 
     @property
     def drawn_sites(self) -> list[str]:
-        """The local sites that draws have values of: all but a defocus that is summed out."""
-        left_out = {sites.DEFOCUS} if self.sums_defocus else set()
-        return [site for site in self.sites if site not in left_out]
+        """The local sites that draws have values of: all but what is summed out of the image."""
+        summed = {sites.CONTRAST: self.sums_contrast, sites.DEFOCUS: self.sums_defocus}
+        return [site for site in self.sites if not summed.get(site)]
 
     @property
     def reweights(self) -> bool:
         """Draws are weighted by importance."""
         return any(isinstance(part, Importance) for part in self.sites.values())
+
+    def with_imaging(
+        self, contrast: Treatment | None = None, defocus: Treatment | None = None
+    ) -> "Guide":
+        """The same guide, all other parts shared, with these treatments of the two sites."""
+        return Guide(
+            rotation=self.rotation,
+            shift=self.shift,
+            volume=self.volume,
+            conformation=self.conformation,
+            contrast=contrast,
+            defocus=defocus,
+        )
 
     def log_prior(self, model: ParticleModel, poses: Poses) -> Tensor:
         """Log prior density of the draws, [K, N]; given ones are conditioned on and count 0.

@@ -115,9 +115,11 @@ class Imaging:
         ]
         return cls(*pairs)
 
-    def note(self, site: str, index: Tensor, mean: Tensor, square: Tensor) -> None:
-        """Write the means of a site's values and of their squares, [n] (float64), of images."""
-        getattr(self, site)[index] = mean
+    def note(
+        self, site: str, index: Tensor, mean: Tensor, square: Tensor, around: float = 0.0
+    ) -> None:
+        """Write means of a site's values less ``around``, and of their squares, [n] (float64)."""
+        getattr(self, site)[index] = around + mean
         getattr(self, f"{site}_std")[index] = (square - mean**2).clamp(min=0).sqrt()
 
     def put(self, rows: Tensor, part: "Imaging") -> None:

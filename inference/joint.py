@@ -25,6 +25,7 @@ from cryoprob.inference.learn import check_finite, local_parameters, seeded, tra
 from cryoprob.inference.least_noise import least_noise
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.solvent import Solvent
+from cryoprob.inference.treatments.known import Known
 from cryoprob.models import sites
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch, ParticleStack
@@ -102,7 +103,8 @@ class Joint:
     held
         Sites (``volume``, ``rotation``, ``shift``, ``conformation``, ``contrast``, ``defocus``)
         that stay as they are, and up to which share of the steps: a pose-only phase is
-        ``{"volume": 0.3, "conformation": 0.3}``.
+        ``{"volume": 0.3, "conformation": 0.3}``. A contrast that is integrated out stays at 1:
+        at a volume of chance it would go to 0, and come out of there with either sign.
     teacher
         What trains q instead, where given (``Sleep``: wake-sleep); the objective then trains the
         volume alone.
@@ -204,7 +206,7 @@ class Joint:
     def _ascend(
         self, half: Half, stack: ParticleStack, optimizer: Adam, step: int, noise: bool
     ) -> Tensor:
-        model, guide = half.model, half.guide
+        model, guide = half.model, self._guide(half, len(stack), step)
         like = model.noise.sigma2
         index = half.index[torch.randint(len(half.index), (self.batch,))]
         batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
@@ -233,6 +235,14 @@ class Joint:
     def _held(self, step: int) -> list[str]:
         """The sites that stay as they are at this step."""
         return [name for name, share in self.held.items() if step < share * self.steps]
+
+    def _guide(self, half: Half, total: int, step: int) -> Guide:
+        """The half's guide; while a contrast that it integrates out is held, with that at 1."""
+        guide = half.guide
+        if not guide.sums_contrast or sites.CONTRAST not in self._held(step):
+            return guide
+        ones = Known(half.model.noise.sigma2.new_ones(total))
+        return guide.with_imaging(contrast=ones, defocus=guide.defocus)
 
     def _hold(self, guide: Guide, step: int) -> None:
         """Take the gradients off what is held at this step."""
@@ -276,7 +286,6 @@ class Joint:
             "kind": f"{self.objective.kind}, nats per image, full band{weighed}",
             "resolution_A": band.box * state.half.model.pixel_size / band.radius,
             "radius": band.radius,
-            "order": 0,
             "images": count * self.batch,
         }
 

@@ -7,6 +7,9 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.inference.build import noise_log_density
 from cryoprob.inference.finish import verdict
 from cryoprob.inference.half import Half
+from cryoprob.inference.imaging import Imaging
+from cryoprob.inference.imaging_draws import note_imaging
+from cryoprob.inference.imaging_e_step import common_factor
 from cryoprob.inference.joint import JointState
 from cryoprob.inference.latent import collapse, line
 from cryoprob.inference.learn import seeded
@@ -21,7 +24,7 @@ from cryoprob.models.conformations.gaussian import GaussianConformation
 from cryoprob.particles import Batch, ParticleStack
 from cryoprob.types import Maps, Rotations, Shifts
 
-__all__ = ["answer", "finish_joint", "states_of", "summary_at"]
+__all__ = ["answer", "finish_joint", "settle_contrasts", "states_of", "summary_at"]
 
 _BLOCK = 128
 _PATH = 10
@@ -30,15 +33,23 @@ _PATH = 10
 def finish_joint(
     state: JointState, stack: ParticleStack, objective: Objective, seed: int
 ) -> FitResult:
-    """What :class:`~cryoprob.inference.joint.Joint` found, image by image and in maps."""
-    half = state.half
+    """What :class:`~cryoprob.inference.joint.Joint` found, image by image and in maps.
+
+    First the volume takes up what the contrasts have in common (:func:`settle_contrasts`).
+    """
+    settle_contrasts(state.half, stack, objective, seed)
+    half, imaging = state.half, None
+    if half.guide.sums_imaging:
+        imaging = Imaging.empty(half.model, len(stack))
     with torch.no_grad(), seeded(seed):
-        bound, rotation, shift, mean, std = _look(half, stack, objective)
+        bound, rotation, shift, mean, std = _look(half, stack, objective, imaging)
         volume = half.guide.volume.coefficients.detach()
         states = states_of(half, mean, std) if mean.shape[1] else None
         doubt = ""
         if isinstance(half.model.conformation, GaussianConformation):
             doubt = collapse(mean, std)
+        if imaging is not None:
+            doubt = f"{doubt} {imaging.doubt(half.model.defocus)}".strip()
         if states is None:
             density = half.model.volume.density(volume)
         else:
@@ -57,7 +68,25 @@ def finish_joint(
         trust=f"{verdict(posterior, noise, [], known, objective.kind)} {doubt}".rstrip(),
         fitted=half,
         states=states,
+        imaging=None if imaging is None else imaging.cpu(),
     )
+
+
+def settle_contrasts(half: Half, stack: ParticleStack, objective: Objective, seed: int) -> None:
+    """Let the volume take up the factor that the images' contrasts have in common, in place.
+
+    The two can trade it for less than a nat per image, so that gradient steps leave it where it
+    is. A volume without a gray scale of its own stays, as does one whose contrasts are given.
+    """
+    if not half.guide.sums_contrast:
+        return
+    found, point = Imaging.empty(half.model, len(stack)), half.guide.volume.coefficients
+    with torch.no_grad(), seeded(seed):
+        _look(half, stack, objective, found)
+        factor = common_factor(half, found, half.index)
+        scaled = half.model.volume.scaled(point.data, factor)
+    if scaled is not None:
+        point.data.copy_(scaled)
 
 
 def states_of(half: Half, mean: Tensor, std: Tensor) -> States:
@@ -70,8 +99,13 @@ def states_of(half: Half, mean: Tensor, std: Tensor) -> States:
     return States(mean=mean.cpu(), std=std.cpu(), maps=maps, places=places.cpu())
 
 
-def _look(half: Half, stack: ParticleStack, objective: Objective) -> tuple[Tensor, ...]:
-    """Bound [N], rotation, shift, and mean and deviation of the conformation, block by block."""
+def _look(
+    half: Half, stack: ParticleStack, objective: Objective, imaging: Imaging | None
+) -> tuple[Tensor, ...]:
+    """Bound [N], rotation, shift, and mean and deviation of the conformation, block by block.
+
+    And, where it is given, what the images' contrasts and defoci are.
+    """
     model, guide = half.model, half.guide
     like, found = model.noise.sigma2, []
     for index in half.index.split(_BLOCK):
@@ -80,6 +114,8 @@ def _look(half: Half, stack: ParticleStack, objective: Objective) -> tuple[Tenso
         bound = objective(model, guide, guide.volume.coefficients.detach(), batch)
         turns, moves, seen = answer(half, objective, batch)
         found.append((bound.double(), turns, moves, *_conformation(guide.conformation, seen)))
+        if imaging is not None:
+            note_imaging(imaging, half, seen)
     guide.forget()
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 

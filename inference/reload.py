@@ -18,7 +18,7 @@ __all__ = ["reload", "scene_of", "system_of"]
 def scene_of(config: FitConfig, stack: ParticleStack) -> Scene:
     """What a configuration's preset builds from."""
     more = config.references, config.low_pass_A, config.seed, config.symmetry, kind_of(config)
-    return Scene(stack, config.schedule, image_power(stack), *more)
+    return Scene(stack, config.schedule, image_power(stack), *more, config.latent)
 
 
 def system_of(config: FitConfig, stack: ParticleStack) -> Built:
@@ -35,15 +35,18 @@ def system_of(config: FitConfig, stack: ParticleStack) -> Built:
         got = config.preset or f"--family {config.family}"
         raise InputError("preset", expected=wanted, got=got)
     ignored = {"half sets": config.half_sets, f"--family {config.family}": _other(config.family)}
-    ignored |= dict.fromkeys(config.asked, True)
     got = ", ".join(name for name, given in ignored.items() if given)
     wanted = f"settings that {preset.name} has"
-    remedy = "Leave them out."
-    if config.asked:
-        remedy += " Contrast and defocus are summed out by --family exact-em and relion-refine3d."
-    require(not got, "preset", expected=wanted, got=got, remedy=remedy)
+    require(not got, "preset", expected=wanted, got=got, remedy="Leave them out.")
     with seeded(config.seed):  # the weights of encoders
-        return preset.build(scene_of(config, stack))
+        built = preset.build(scene_of(config, stack))
+    remedy = (
+        "Leave them out. Contrast and defocus are summed out by --family exact-em and by presets"
+        " that train by gradients (cryodrgn, cryoai, ...)."
+    )
+    fits, got = not config.asked or built.half.guide.sums_imaging, ", ".join(config.asked)
+    require(fits, "preset", expected=wanted, got=got, remedy=remedy)
+    return built
 
 
 def reload(out: str | Path) -> tuple[Built, ParticleStack]:

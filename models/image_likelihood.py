@@ -81,13 +81,22 @@ class ImageLikelihood(TorchDistribution):
 
     def log_prob(self, value: Coefficients) -> Tensor:
         """Log density in nats of images [*, M], constants included, [*batch]."""
+        noise_only, cross, energy = self.parts(value)
+        found = noise_only + cross - energy / 2
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
+
+    def parts(self, value: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
+        """``(n, c, e)`` of ``log_prob = n + c - e / 2``, each broadcasts to [*batch].
+
+        The log density of images [*, M] under noise alone, <image, mean> and |mean|^2, both over
+        the noise's variance. Of a mean that is ``a`` times as large: ``a c`` and ``a^2 e``.
+        """
         inside = self.slices.shape[-1]
         precision = 1 / self._variance(inside)
         filtered = value[..., :inside] * (self.ctf * precision) * self.phase.conj()
         cross = _contract(_reals(filtered), _reals(self.slices))
         energy = _contract(self.ctf**2 * precision, self.slices.abs() ** 2)
-        found = self._noise_only(value) + cross - energy / 2
-        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
+        return self._noise_only(value), cross, energy
 
     def log_prob_lost(self, variance: Tensor) -> Tensor:
         """What a ``variance`` [*, m] of the slices takes off the mean of ``log_prob``, [*batch].

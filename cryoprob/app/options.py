@@ -137,7 +137,8 @@ ContrastSd = Annotated[
     Option(
         "--contrast",
         metavar="SD",
-        help="Contrasts differ from image to image by SD around 1, and are summed out.",
+        help="Contrasts differ from image to image by SD around 1, and are summed out (exact-em,"
+        " and presets that train by gradients).",
     ),
 ]
 DefocusSd = Annotated[
@@ -145,8 +146,9 @@ DefocusSd = Annotated[
     Option(
         "--defocus",
         metavar="SD_A",
-        help="Defoci of the file are off by SD_A Angstrom, and are summed out on nodes; a search"
-        " of poses takes as many times longer.",
+        help="Defoci of the file are off by SD_A Angstrom, and are summed out on nodes, as"
+        " contrasts are; a search by exact-em takes as many times longer, one of a preset that"
+        " trains by gradients takes them and contrasts as given.",
     ),
 ]
 DefocusNodes = Annotated[

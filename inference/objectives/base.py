@@ -11,21 +11,36 @@ from torch import Tensor
 
 from cryoprob.checks import require
 from cryoprob.fourier.gaussian_map import AnyMap, GaussianMap, mean_of
+from cryoprob.inference.amplitude_law import AmplitudeLaw, Amplitudes
 from cryoprob.inference.guide import Guide, Poses
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models import sites
+from cryoprob.models.image_likelihood import ImageLikelihood
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 
-__all__ = ["Objective", "Terms", "Weighed", "log_terms"]
+__all__ = ["Objective", "Terms", "Weighed", "log_terms", "over_contrasts"]
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The two halves of ``log p(image, pose)``, each [K, N]."""
+    """The two halves of ``log p(image, pose)`` at K draws, and what was summed out in the second.
+
+    Attributes
+    ----------
+    prior, likelihood
+        [K, N] each.
+    joint
+        ``log p(image, node | pose)``, of which the likelihood is the sum over nodes of the
+        defocus, [J, K, N]; one of them where it is not summed out.
+    contrast
+        Its posterior at each of these; None where it is not summed out.
+    """
 
     prior: Tensor
     likelihood: Tensor
+    joint: Tensor
+    contrast: Amplitudes | None = None
 
     def over(self, poses: Poses, beta: float = 1.0) -> Tensor:
         """``log p(image | pose) - beta (log q(pose) - log prior(pose))``, [K, N]."""
@@ -40,9 +55,12 @@ class Objective(ABC):
     kind
         ``elbo``, ``iwae``, ``profile_log_joint``, or ``inclusive`` where it raises log q at
         known poses and is no statement about an image.
+    sums_imaging
+        A contrast and a defocus that the guide leaves to it are summed out.
     """
 
     kind: str
+    sums_imaging: bool = True
 
     @abstractmethod
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
@@ -94,8 +112,9 @@ def log_terms(
 
     The model is run under Pyro's handlers as it is; whatever sites it has inside the particle
     plate count, the given ones (``Known``) excepted. Under a law of volumes the likelihood is its
-    mean, exactly. Where the guide leaves a defocus on nodes to ``Exact``, the likelihood is the
-    sum over these at each draw (under a law of volumes a bound on its mean).
+    mean, exactly. Where the guide leaves a contrast to ``ConditionalGaussian`` or a defocus on
+    nodes to ``Exact``, the likelihood is the integral or the sum over these at each draw (under a
+    law of volumes a bound on its mean).
 
     Raises
     ------
@@ -108,25 +127,50 @@ def log_terms(
     if guide.sums_defocus:
         assert model.defocus is not None
         values[sites.DEFOCUS] = model.defocus.points[:, None, None].expand(-1, 1, len(batch))
+    if guide.sums_contrast:
+        values[sites.CONTRAST] = batch.ctf.new_ones(len(batch))
     trace = poutine.trace(poutine.condition(model, values)).get_trace(batch)
     given = {site for site, part in guide.sites.items() if isinstance(part, Known)}
-    prior, likelihood = torch.zeros_like(poses.log_q), torch.zeros_like(poses.log_q)
-    mass = None  # of the nodes, [J, 1, N]
+    given |= {sites.CONTRAST} if guide.sums_contrast else set()
+    prior = joint = torch.zeros_like(poses.log_q)
+    contrast = None
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or name in given or not node["cond_indep_stack"]:
             continue
         law: Any = node["fn"]
-        found = law.log_prob(node["value"])
+        value: Any = node["value"]
         if name == sites.IMAGE:
-            likelihood = likelihood + found
-            if isinstance(volume, GaussianMap):
-                slicer = model.linear_volume.slicer
-                variance = volume.slice_variance(slicer, poses.rotation)
-                likelihood = likelihood - law.log_prob_lost(variance)
+            lost = _lost(model, law, volume, poses)
+            amplitude = AmplitudeLaw.of(model) if guide.sums_contrast else None
+            found, contrast = over_contrasts(law, value, amplitude, lost)
+            joint = joint + found
         elif name == sites.DEFOCUS and guide.sums_defocus:
-            mass = found
+            joint = joint + law.log_prob(value)  # of the nodes, [J, 1, N]
         else:
-            prior = prior + found
-    if mass is not None:
-        likelihood = torch.logsumexp(likelihood + mass, 0)
-    return Terms(prior, likelihood)
+            prior = prior + law.log_prob(value)
+    joint = joint if guide.sums_defocus else joint[None]
+    return Terms(prior, joint.logsumexp(0), joint, contrast)
+
+
+def over_contrasts(
+    law: ImageLikelihood, image: Tensor, amplitude: AmplitudeLaw | None, lost: Tensor | float = 0.0
+) -> tuple[Tensor, Amplitudes | None]:
+    """Log density of images under a law at contrast 1, integrated over a prior of that if given.
+
+    And the contrast's posterior. ``lost`` is what the map's own variance takes off at contrast 1.
+    """
+    if amplitude is None:
+        return law.log_prob(image) - lost, None
+    noise_only, cross, energy = law.parts(image)
+    summed, found = amplitude.summed(cross, energy + 2 * lost)
+    return noise_only + summed, found
+
+
+def _lost(
+    model: ParticleModel, law: ImageLikelihood, volume: AnyMap, poses: Poses
+) -> Tensor | float:
+    """What the variance of a law of volumes takes off the mean log density; 0 of a map."""
+    if not isinstance(volume, GaussianMap):
+        return 0.0
+    variance = volume.slice_variance(model.linear_volume.slicer, poses.rotation)
+    return law.log_prob_lost(variance)

@@ -5,11 +5,13 @@ from torch import Tensor
 
 from cryoprob.checks import InputError, require
 from cryoprob.fourier.gaussian_map import AnyMap, mean_of
+from cryoprob.inference.amplitude_law import AmplitudeLaw
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.levels import Level
-from cryoprob.inference.objectives.base import Weighed
+from cryoprob.inference.objectives.base import Weighed, over_contrasts
 from cryoprob.inference.treatments.base import Drawn
 from cryoprob.inference.treatments.exact import Exact
+from cryoprob.models import sites
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 
@@ -21,7 +23,8 @@ class SummedPoses(Weighed):
 
     The bound of exact rotations with amortized conformations: what ``TraceEnum_ELBO`` sums on the
     same model and guide. Every image has slices of its own, Q of them a draw: for small grids and
-    batches. A defocus on nodes is summed out along with the poses (``Exact``).
+    batches. A defocus on nodes (``Exact``) and a contrast (``ConditionalGaussian``) are summed out
+    along with the poses.
 
     Parameters
     ----------
@@ -42,7 +45,7 @@ class SummedPoses(Weighed):
         ------
         InputError
             If poses are not summed out on a grid, the conformation has no density, or there is a
-            contrast, or a defocus that is not summed out.
+            contrast or a defocus that is not summed out.
         """
         part = guide.conformation
         exact = isinstance(guide.rotation, Exact) and isinstance(guide.shift, Exact)
@@ -53,8 +56,8 @@ class SummedPoses(Weighed):
                 got=", ".join(type(one).__name__ for one in guide.sites.values()),
             )
         guide.check(model)
-        if guide.contrast is not None or not guide.sums_defocus:
-            model.require_known_imaging()  # no draws of other sites
+        if set(guide.drawn_sites) & {sites.CONTRAST, sites.DEFOCUS}:
+            model.require_known_imaging()  # no draws of them
         guide.forget()
         level = Level.of(model)
         rotation, shift = level.rotation, level.shift
@@ -68,10 +71,12 @@ class SummedPoses(Weighed):
         ratio = model.conformation.prior().log_prob(drawn.value) - drawn.log_q
         turns = rotation.matrices()[:, None]  # [Q, 1, 3, 3]
         moves = shift.points()[:, None, None]  # [T, 1, 1, 2]
+        amplitude = AmplitudeLaw.of(model)
+        at = None if amplitude is None else batch.ctf.new_ones(len(batch))
         each = []
         for state in drawn.value:
-            law = model.likelihood(mean_of(volume), turns, moves, batch, state, defocus=nodes)
-            joint = law.log_prob(batch.image) + log_prior
+            law = model.likelihood(mean_of(volume), turns, moves, batch, state, at, nodes)
+            joint = over_contrasts(law, batch.image, amplitude)[0] + log_prior
             each.append(joint.flatten(0, -2).logsumexp(0))
         share = drawn.log_weight.exp()
         return (share * (torch.stack(each) + self.beta * ratio)).sum(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from cryoprob.geometry.rotations import random_rotations
 from cryoprob.inference.build import assemble, starting_noise
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
+from cryoprob.inference.imaging import Latent, exact_imaging
 from cryoprob.inference.joint import Joint, JointState
-from cryoprob.inference.joint_finish import finish_joint
+from cryoprob.inference.joint_finish import finish_joint, settle_contrasts
 from cryoprob.inference.loop import Algorithm, State
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.starts import reference_map
+from cryoprob.inference.treatments.base import Treatment
 from cryoprob.inference.treatments.known import Known
+from cryoprob.models import sites
 from cryoprob.models.conformations.base import Conformation
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.models.structure_factors import Term
@@ -28,10 +32,13 @@ from cryoprob.models.volumes.base import Volume
 from cryoprob.particles import ParticleStack
 from cryoprob.types import Maps
 
-__all__ = ["Built", "Preset", "Row", "Scene"]
+__all__ = ["KL_START", "Built", "Preset", "Row", "Scene"]
 
+KL_START = 0.05
+"""Weight of a normal q's divergence at the start: low, lest a learned noise take its place."""
 
-_KL_START = 0.05
+_CONTRAST_HELD = 0.2
+"""Share of the training in which contrasts are 1, until the volume is no longer one of chance."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class Scene:
         Of the fit.
     kind
         ``dtype`` and ``device``.
+    latent
+        Which of contrast and defocus are sites of their own.
     """
 
     stack: ParticleStack
@@ -82,6 +91,7 @@ class Scene:
     seed: int
     symmetry: str
     kind: dict[str, Any]
+    latent: Latent = field(default_factory=Latent)
 
     @property
     def known(self) -> tuple[Known, Known]:
@@ -145,11 +155,6 @@ class Scene:
         return power if not self.plan.beta else torch.full_like(power, self._held_noise)
 
     @property
-    def kl_start(self) -> float:
-        """Weight of a normal q's divergence at the start; low, lest noise take its place."""
-        return self.plan.kl_start or (1.0 if self.plan.beta else _KL_START)
-
-    @property
     def _held_noise(self) -> float:
         numbers = full_band(self.stack.box).numbers_per_shell()
         mean = (self.power * numbers).sum(1) / numbers.sum()
@@ -176,18 +181,45 @@ class Scene:
     def train(
         self, model: ParticleModel, guide: Guide, objective: Objective, **options: Any
     ) -> "Built":
-        """Volume and q raised together by gradient steps (:class:`Joint`), in all shells."""
+        """Volume and q raised together by gradient steps (:class:`Joint`), in all shells.
+
+        Of its ``options`` the user's ``kl_start`` goes before a preset's own. Contrast and
+        defocus, where they are latent, are summed out.
+
+        Raises
+        ------
+        InputError
+            If they are latent and the objective does not sum them out.
+        """
+        self.latent.put(model)
+        seen = _summed_by(objective, exact_imaging(model))
+        guide = guide.with_imaging(**seen)
+        if sites.CONTRAST in seen:
+            options["held"] = {**options.get("held", {}), sites.CONTRAST: _CONTRAST_HELD}
         radius = self.plan.max_radius or self.stack.box // 2 - 1
         plan, half = self.plan, Half(model, guide, self.everything)
         own: dict[str, Any] = {"rate": plan.learn_rate, "batch": plan.batch, "radius": radius}
-        own |= {"noise": not plan.beta, "anneal": plan.anneal, "kl_start": plan.kl_start or 1.0}
-        joint = Joint(objective, self.seed, self.steps, **{"first_radius": radius} | own | options)
-        state = JointState(half)
+        own |= {"noise": not plan.beta, "anneal": plan.anneal, "first_radius": radius}
+        if plan.kl_start or plan.beta:  # a held noise takes nothing's place
+            options["kl_start"] = plan.kl_start or 1.0
+        joint = Joint(objective, self.seed, self.steps, **own | options)
+        state, left = JointState(half), (self.stack, objective, self.seed)
+        settle = partial(settle_contrasts, half, *left)
+        finish = partial(finish_joint, state, *left)
+        return Built(half, joint, state, joint.records, finish, settle, objective=objective)
 
-        def finish() -> FitResult:
-            return finish_joint(state, self.stack, objective, self.seed)
 
-        return Built(half, joint, state, joint.records, finish, objective=objective)
+def _summed_by(objective: Objective, seen: dict[str, Treatment]) -> dict[str, Treatment]:
+    """Treatments that sum contrast and defocus out, if the objective can."""
+    where = " and ".join(seen)
+    require(
+        objective.sums_imaging or not seen,
+        where,
+        expected="an objective that is a density of images (elbo, iwae, profile_log_joint)",
+        got=f"{objective.kind}, which compares shapes alone at one defocus",
+        remedy="Leave --contrast and --defocus out, or take another preset: cryodrgn, cryofold.",
+    )
+    return seen
 
 
 @dataclass(frozen=True, eq=False)

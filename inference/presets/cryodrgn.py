@@ -2,7 +2,7 @@
 
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.objectives.elbo import Elbo
-from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.presets.base import KL_START, Built, Preset, Row, Scene
 from cryoprob.inference.presets.networks import coordinates, network, read_off
 from cryoprob.inference.presets.references import warmed
 from cryoprob.inference.treatments.point import Point
@@ -16,7 +16,7 @@ def build(scene: Scene) -> Built:
     volume, (turns, moves) = network(scene, scene.plan.zdim, generator), scene.known
     state, start = read_off(scene, moves), Point(scene.put(volume.start(generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
-    built = scene.train(scene.model(volume, prior), guide, Elbo(), kl_start=scene.kl_start)
+    built = scene.train(scene.model(volume, prior), guide, Elbo(), kl_start=KL_START)
     return warmed(scene, built, known=True)
 
 

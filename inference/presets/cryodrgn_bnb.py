@@ -23,10 +23,11 @@ PRESET = Preset(
         " over nested grids with frequency marching; the first passes at random poses, then poses"
         " searched anew every fifth pass. The search is made at maps of 16 conformations spread"
         " over the latent space, each image at that nearest to its own, where the paper asks the"
-        " network anew for every image; the bound is the probabilistic one of cryoSPARC's form,"
-        " since the paper's is none on cells. The paper's second stage is a fit of cryodrgn with a"
-        " larger width to the poses of this one (its particles.star). From a --reference the"
-        " network starts at it, and the poses with a search."
+        " network anew for every image, at contrast 1 and the file's defocus even where these are"
+        " latent; the bound is the probabilistic one of cryoSPARC's form, since the paper's is"
+        " none on cells. The paper's second stage is a fit of cryodrgn with a larger width to the"
+        " poses of this one (its particles.star). From a --reference the network starts at it, and"
+        " the poses with a search."
     ),
     plan={
         "zdim": 8,

@@ -1,6 +1,8 @@
 """Networks of conformations at poses that are searched: what the cryoDRGN family shares."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cryoprob.inference.alternating import Alternating
@@ -9,14 +11,20 @@ from cryoprob.inference.joint import Joint
 from cryoprob.inference.laws.rotations import DiracRotation
 from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
-from cryoprob.inference.presets.base import Built, Scene
+from cryoprob.inference.presets.base import KL_START, Built, Scene
 from cryoprob.inference.presets.networks import coordinates, network, read_off
 from cryoprob.inference.presets.references import warmed
+from cryoprob.inference.result import FitResult
 from cryoprob.inference.treatments.modal import Modal
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
 
 __all__ = ["searching"]
+
+_AS_GIVEN = (
+    "Poses were searched for at contrast 1 and at the file's defocus; contrast and defocus were"
+    " summed out at the poses that were found."
+)
 
 
 def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Built:
@@ -39,10 +47,19 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
     start = Point(scene.put(volume.start(generator)))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
     held: dict[str, float] = {"rotation": 1.0, "shift": 1.0}
-    options: dict[str, Any] = {"first_radius": min(6, stack.box // 2 - 1), "held": held}
-    options["kl_start"] = scene.kl_start
+    first_radius = min(6, stack.box // 2 - 1)
+    options: dict[str, Any] = {"first_radius": first_radius, "held": held, "kl_start": KL_START}
     built = scene.train(scene.model(volume, prior), guide, ProfileLogJoint(), **options)
     begun, period = (max(1, round(share * built.steps)) for share in (first, every))
     assert isinstance(built.algorithm, Joint)
     turn = Alternating(built.algorithm, plan, search, 0 if scene.references else begun, period)
-    return warmed(scene, replace(built, algorithm=turn))
+    finish = partial(_told, built.finish)
+    return warmed(scene, replace(built, algorithm=turn, finish=finish))
+
+
+def _told(finish: Callable[[], FitResult]) -> FitResult:
+    """The result of a training; says what its searches did not look at."""
+    result = finish()
+    if result.imaging is not None:
+        result.trust += f" {_AS_GIVEN}"
+    return result

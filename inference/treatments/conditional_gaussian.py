@@ -13,11 +13,12 @@ class ConditionalGaussian(Treatment):
     The E-step integrates z out (:mod:`cryoprob.inference.linear_posterior`), and the bound is the
     log evidence. It needs a volume that is linear in the conformation (``LinearModes``) with a
     normal prior. Tagare et al. 2015, J. Struct. Biol. 191, 245. A contrast with a normal prior is
-    integrated out likewise, with whatever volume (:mod:`cryoprob.inference.imaging_e_step`).
+    integrated out likewise, with whatever volume (:mod:`cryoprob.inference.imaging_e_step`; at
+    each draw of the other sites by objectives, :mod:`cryoprob.inference.objectives.base`).
     """
 
     def forward(self, site: str, batch: Batch) -> None:
-        """Not for estimators by draws: the site is integrated out.
+        """Not for Pyro's estimators by draws: the site is integrated out.
 
         Raises
         ------
@@ -28,6 +29,6 @@ class ConditionalGaussian(Treatment):
             site,
             expected="a treatment that can be drawn from, for an objective by draws",
             got=type(self).__name__,
-            remedy="Fit with ModesEM (a contrast: with EM), which integrates it out; or use"
-            " PerImage or Amortized.",
+            remedy="Fit with ModesEM (a contrast: with EM or Joint), which integrates it out; or"
+            " use PerImage or Amortized.",
         )

@@ -66,6 +66,13 @@ class Volume(nn.Module, ABC):
     def start(self, generator: torch.Generator) -> Tensor:
         """Coefficients from which a fit from nothing starts, drawn on the CPU."""
 
+    def scaled(self, coefficients: Tensor, factor: float) -> Tensor | None:
+        """Coefficients of maps ``factor`` times as large, whatever the conformation, if any are.
+
+        None where the volume has no gray scale of its own.
+        """
+        return factor * coefficients if self.linear_in_coefficients else None
+
     @abstractmethod
     def set_band(self, radius: int) -> None:
         """Explain the images up to shell ``radius`` only; beyond it they are noise."""

@@ -127,6 +127,12 @@ class CoordinateNetwork(Volume):
         spread = self.spread()
         return ((2 * drawn - 1) * sqrt(3)).to(spread) * spread
 
+    def scaled(self, coefficients: Tensor, factor: float) -> Tensor:
+        """Weights [P] whose last layer is ``factor`` times as large, in which F is linear."""
+        found, last = coefficients.clone(), sum(map(prod, self.shapes[-2:]))
+        found[-last:] *= factor
+        return found
+
     def spread(self) -> Tensor:
         """Standard deviation of each fresh weight, [P]."""
         first = len(self.waves) + self.conformation_size

@@ -222,14 +222,6 @@ def test_what_is_refused(case):
         FitConfig("p.star", **{"poses": "known", **BOTH, **given})
 
 
-def test_presets_that_train_by_gradients_refuse(scene):
-    _, star, folder = scene
-    with pytest.raises(
-        InputError, match="preset: .*cryodrgn has, got --contrast, --defocus.*exact"
-    ):
-        fit(star, folder / "drgn", preset="cryodrgn", **BOTH)
-
-
 def test_particles_without_optics_refuse():
     stack = ParticleStack.from_arrays(torch.randn(2, 8, 8), 3.0)
     Latent(contrast_sd=0.2).check(stack)

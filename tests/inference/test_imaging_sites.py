@@ -335,9 +335,12 @@ def test_what_a_guide_refuses(few):
             few.guide(contrast=part)
     with pytest.raises(InputError, match="a treatment of the defocus without a search"):
         few.guide(defocus=ConditionalGaussian())
-    summed = few.guide(contrast=ConditionalGaussian(), defocus=Known(few.defocus))
-    with pytest.raises(InputError, match="contrast that gives draws, got Cond.*imaging_e_step"):
-        Elbo()(few.model, summed, few.volume, few.batch)
+    parts = few.guide(), {"contrast": Known(few.contrast), "defocus": Known(few.defocus)}
+    turns, moves, point = parts[0].rotation, parts[0].shift, parts[0].volume
+    poses = {"rotation": turns, "shift": moves, "volume": point, **parts[1]}
+    summed = Guide(**poses, conformation=ConditionalGaussian())
+    with pytest.raises(InputError, match="conformation that gives draws, got Cond.*the E-step"):
+        summed.draw(few.batch, 1)
     with pytest.raises(InputError, match="treatment of the defocus without.*got Modal"):
         few.guide(defocus=Modal())
 
@@ -359,6 +362,11 @@ def test_sites_and_treatments_must_match(few):
     exact = few.guide(defocus=Exact())
     with pytest.raises(InputError, match="defocus: expected known numbers, or values"):
         RingCorrelation(1.0)(nodes, exact, few.volume, few.batch)
+    contrast = few.guide(contrast=ConditionalGaussian())
+    with pytest.raises(InputError, match="contrast: expected known numbers, or values"):
+        RingCorrelation(1.0)(
+            imaged_model(16, GaussianContrast(0.2, F64)), contrast, few.volume, few.batch
+        )
     line = imaged_model(16, None, GaussianDefocus(300.0, dtype=F64))
     with pytest.raises(InputError, match="defocus prior: expected nodes, which Exact sums over"):
         exact.check(line)

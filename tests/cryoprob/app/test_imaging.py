@@ -49,3 +49,29 @@ def test_presets_say_so(particles, tmp_path):
     found = fit(particles, tmp_path / "fit", "--preset", "3dva", "--defocus", 300)
     words = " ".join(found.output.split())
     assert found.exit_code == 2 and "got --defocus" in words and "exact-em" in words
+    found = fit(particles, tmp_path / "fit", "--preset", "e2gmm", "--contrast", 0.2)
+    words = " ".join(found.output.split())
+    assert found.exit_code == 2 and "got ring_correlation" in words and "another preset" in words
+
+
+def test_a_preset_that_trains_by_gradients(particles, tmp_path):
+    """From the command line to the columns, and once more to the same bytes."""
+    options = ["--preset", "cryodrgn", "--contrast", 0.2, "--defocus", 300, "--defocus-nodes", 5]
+    for setting in ("zdim=2", "width=8", "layers=1", "batch=10", "epochs=15"):
+        options += ["--set", setting]
+    found = fit(particles, tmp_path / "fit", *options)
+    assert found.exit_code == 0, found.output
+    words = " ".join(found.output.split())
+    assert "Contrast: latent, 1 +- 0.2" in words and "300 A, 5 nodes" in words
+    assert "Contrast spread" in words and "Defocus off by" in words
+    text = (tmp_path / "fit" / "particles.star").read_text()
+    for name in ("Contrast", "ContrastStd", "DefocusOffset", "DefocusOffsetStd"):
+        assert f"_cryoprob{name} " in text
+    before = (tmp_path / "fit" / "volume.mrc").read_bytes()
+    again = CliRunner().invoke(app, ["fit", "--resume", "--out", str(tmp_path / "fit")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "fit" / "volume.mrc").read_bytes() == before
+    priced = ["latent", str(tmp_path / "fit"), "--centers", "2", "--price", "4"]
+    told = CliRunner().invoke(app, priced)
+    assert told.exit_code == 2 and "contrast and defocus: expected known" in told.output
+    assert CliRunner().invoke(app, priced[:-2]).exit_code == 0
