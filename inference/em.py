@@ -9,11 +9,10 @@ from torch import Tensor
 
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import shell_mean
-from cryoprob.inference.class_e_step import class_e_step
-from cryoprob.inference.e_step import e_step
+from cryoprob.inference.expectation import expectation
 from cryoprob.inference.grids import pose_grids
 from cryoprob.inference.half import Half, pack_half, unpack_half
-from cryoprob.inference.imaging_e_step import imaging_e_step, rescale
+from cryoprob.inference.imaging_e_step import rescale
 from cryoprob.inference.learn import Learner, seeded
 from cryoprob.inference.m_step import (
     Solution,
@@ -211,15 +210,9 @@ class EM:
 
     def e_step(self, half: Half, stack: ParticleStack, number: int) -> Expectation:
         """The posteriors of a half's images; ``number`` seeds the draws of q, where it has any."""
-        model, guide = half.model, half.guide
+        how: dict[str, Any] = {"symmetry": self.symmetry, "draws": max(self.schedule.draws, 1)}
         with seeded(number):
-            if isinstance(model.conformation, Classes):
-                return class_e_step(model, guide, stack, half.index, symmetry=self.symmetry)
-            if guide.sums_imaging:
-                return imaging_e_step(model, guide, stack, half.index, symmetry=self.symmetry)
-            draws, group = max(self.schedule.draws, 1), self.symmetry
-            found = e_step(model, guide, stack, half.index, symmetry=group, draws=draws)
-            return Expectation.of(found)
+            return expectation(half.model, half.guide, stack, half.index, **how)
 
     def _m_step(self, state: EMState, half: Half, found: Expectation, rounds: int) -> None:
         """Every class's volume, then what the classes share."""

@@ -1,6 +1,7 @@
 """The guide: one treatment per latent site."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -232,18 +233,10 @@ class Guide(nn.Module):
         """Draws are weighted by importance."""
         return any(isinstance(part, Importance) for part in self.sites.values())
 
-    def with_imaging(
-        self, contrast: Treatment | None = None, defocus: Treatment | None = None
-    ) -> "Guide":
-        """The same guide, all other parts shared, with these treatments of the two sites."""
-        return Guide(
-            rotation=self.rotation,
-            shift=self.shift,
-            volume=self.volume,
-            conformation=self.conformation,
-            contrast=contrast,
-            defocus=defocus,
-        )
+    def replaced(self, **parts: Any) -> "Guide":
+        """The same guide, all other parts shared, with these treatments of some sites."""
+        own = {sites.VOLUME: self.volume, **self.sites}
+        return Guide(**{**own, **parts})
 
     def log_prior(self, model: ParticleModel, poses: Poses) -> Tensor:
         """Log prior density of the draws, [K, N]; given ones are conditioned on and count 0.

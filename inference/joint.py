@@ -242,7 +242,7 @@ class Joint:
         if not guide.sums_contrast or sites.CONTRAST not in self._held(step):
             return guide
         ones = Known(half.model.noise.sigma2.new_ones(total))
-        return guide.with_imaging(contrast=ones, defocus=guide.defocus)
+        return guide.replaced(contrast=ones)
 
     def _hold(self, guide: Guide, step: int) -> None:
         """Take the gradients off what is held at this step."""

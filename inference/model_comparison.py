@@ -86,8 +86,9 @@ def held_out(
     half = _fitted(result)
     old, index = half.model, torch.arange(len(particles)) if index is None else index
     parts = old.volume, old.rotation, old.shift, old.noise, old.pixel_size
-    old.require_known_imaging()  # new images have none, and they cannot be summed out
-    model = ParticleModel(*parts, Contrast(0, old.noise.sigma2.dtype, old.noise.sigma2.device))
+    known = Contrast(0, old.noise.sigma2.dtype, old.noise.sigma2.device)  # new images have none
+    seen = known if isinstance(old.contrast, Contrast) else old.contrast
+    model = ParticleModel(*parts, seen, defocus=old.defocus)
     guide = half.guide if order is not None else _moved(half.guide, particles)
     volume = half.guide.volume.coefficients.detach()
     here = Half(model, guide, index)
@@ -136,10 +137,8 @@ def _fitted(result: FitResult) -> Half:
 def _moved(guide: Guide, particles: ParticleStack) -> Guide:
     """The guide for other particles: their own poses in the place of the fitted ones'."""
     rotation, shift = guide.rotation, guide.shift
-    return Guide(
-        rotation=_for(rotation, particles.rotation),
-        shift=_for(shift, particles.shift),
-        volume=guide.volume,
+    return guide.replaced(
+        rotation=_for(rotation, particles.rotation), shift=_for(shift, particles.shift)
     )
 
 

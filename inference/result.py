@@ -158,7 +158,10 @@ class FitResult:
             require(volume_draws is None, "to_arviz", expected="the particles too", got=got)
             return as_arviz(groups)
         require(seed is not None, "to_arviz", expected="a seed for the draws", got="none")
-        half = self._half()
+        half, wanted = self._half(), "contrast and defocus as given, to draw poses beside"
+        remedy = "FitResult.imaging has what was found of them, and to_arviz() without particles."
+        got = "latent ones, summed out"
+        require(self.imaging is None, "result", expected=wanted, got=got, remedy=remedy)
         index = half.index[:_SHOWN] if images is None else torch.as_tensor(images)
         parts = Predictive(half, particles, index, volume_draws, draws, int(seed or 0))
         return as_arviz(groups | parts.groups())
@@ -168,10 +171,6 @@ class FitResult:
         found = self.fitted is not None
         require(found, "result", expected="one that a fit gave", got=got, remedy=remedy)
         assert self.fitted is not None
-        wanted, got = "contrast and defocus as given, to draw beside", "latent ones, summed out"
-        remedy = "FitResult.imaging has what was found of them, and to_arviz() without particles."
-        given = self.imaging is None
-        require(given, "result", expected=wanted, got=got, remedy=remedy)
         return self.fitted
 
     def _groups(self) -> Groups:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from cryoprob.checks import require
 from cryoprob.inference.chains import Chains
-from cryoprob.inference.e_step import e_step
+from cryoprob.inference.expectation import expectation
 from cryoprob.inference.grids import on_grid, pose_grids
-from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.m_step import posterior_sample
@@ -55,14 +54,17 @@ def draw_volumes(
     Raises
     ------
     InputError
-        If there are no draws, or as :func:`log_likelihood`.
+        If there are no draws, if there are conformations, or as :func:`log_likelihood`.
     """
+    got = type(half.model.conformation).__name__
+    require(half.model.conformation is None, "draws of the map", expected="one map", got=got)
     wanted = chains > 0 and draws > 0
     require(wanted, "draws", expected="one or more", got=f"{chains} chains of {draws}")
     generator = torch.Generator().manual_seed(seed)
     mean, tau2 = half.guide.volume.coefficients.detach(), half.model.linear_volume.tau2
     with torch.no_grad(), seeded(seed):
-        sums = e_step(half.model, half.guide, stack, half.index, symmetry=symmetry).insertion
+        found = expectation(half.model, half.guide, stack, half.index, symmetry=symmetry)
+        sums = found.parts[0].insertion
         noises = [sums.noise(1, generator)[0] for _ in range(chains * draws)]
         equations = sums.equations(release=True)
         right = equations.right_side()
@@ -70,8 +72,8 @@ def draw_volumes(
             [posterior_sample(equations, tau2, right + one, mean, generator) for one in noises]
         )
     volumes = volumes.unflatten(0, (chains, draws))
-    found = Chains(volumes, volumes.new_zeros(chains, draws, dtype=torch.float64))
-    return scored(found, half, stack, order=order, symmetry=symmetry)
+    unscored = Chains(volumes, volumes.new_zeros(chains, draws, dtype=torch.float64))
+    return scored(unscored, half, stack, order=order, symmetry=symmetry)
 
 
 def scored(
@@ -103,6 +105,8 @@ def log_likelihood(
 ) -> Tensor:
     """``log p(image | volume)`` in nats of the half's images [n] float64, poses summed out.
 
+    So are contrast and defocus, where they are latent.
+
     Parameters
     ----------
     half
@@ -131,8 +135,8 @@ def log_likelihood(
         got=f"one whose nats are of kind {guide.kind!r}",
         remedy="Give the order of a rotation grid to sum them out on (order=2 is 15 degrees).",
     )
-    here = Guide(rotation=guide.rotation, shift=guide.shift, volume=Point(volume))
-    found = e_step(judge.model, here, stack, half.index, symmetry=symmetry)
+    here = guide.replaced(volume=Point(volume))
+    found = expectation(judge.model, here, stack, half.index, symmetry=symmetry)
     return found.summary.bound[half.index]
 
 
@@ -144,5 +148,4 @@ def summed_out(half: Half, order: int, *, symmetry: str = "C1") -> Half:
     plan = Schedule(turn=False, coarse_order=min(order, 2), max_order=max(order, 2))
     model = on_grid(half.model, *pose_grids(half.model, plan, order, seed=0, symmetry=symmetry))
     exact = Exact(plan.mass, coarse_order=plan.coarse_order) if order > 2 else Exact()
-    guide = Guide(rotation=exact, shift=exact, volume=half.guide.volume)
-    return Half(model, guide, half.index)
+    return Half(model, half.guide.replaced(rotation=exact, shift=exact), half.index)

@@ -193,7 +193,7 @@ class Scene:
         """
         self.latent.put(model)
         seen = _summed_by(objective, exact_imaging(model))
-        guide = guide.with_imaging(**seen)
+        guide = guide.replaced(**seen)
         if sites.CONTRAST in seen:
             options["held"] = {**options.get("held", {}), sites.CONTRAST: _CONTRAST_HELD}
         radius = self.plan.max_radius or self.stack.box // 2 - 1

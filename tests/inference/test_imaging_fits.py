@@ -229,11 +229,10 @@ def test_particles_without_optics_refuse():
         Latent(defocus_sd_A=300.0).check(stack)
 
 
-def test_draws_of_what_cannot_be_drawn_refuse(scene, fitted):
+def test_draws_of_poses_refuse(scene, fitted):
     imaged, _, _ = scene
-    for draw in ("to_arviz", "draw_volumes"):
-        with pytest.raises(InputError, match=r"contrast and def.* as given.*FitResult.imaging"):
-            getattr(fitted["both"], draw)(imaged.stack, seed=1)
+    with pytest.raises(InputError, match=r"contrast and def.* as given.*FitResult.imaging"):
+        fitted["both"].to_arviz(imaged.stack, seed=1)
 
 
 def test_nodes_too_far_apart_are_told():
