@@ -37,9 +37,9 @@ class Bounded(Modal):
     Notes
     -----
     Measured on bead walks of 32 pixels, 7.5 degrees, SNR 10 to 0.1, in parts of the grid scored:
-    ``"probable"`` 5 to 6 % and never another pose than the whole grid's, ``"cells"`` 5 to 33 %,
+    ``"probable"`` 5 to 8 % and never another pose than the whole grid's, ``"cells"`` 6 to 35 %,
     ``"points"`` 0.6 % to all of it, twice over. A beam of 32 missed up to 3 %. Bounds need the
-    slices of the whole fine grid once for every chunk of images: with few images that costs most.
+    slices of the whole fine grid once for every map: with few images that costs most.
     """
 
     def __init__(

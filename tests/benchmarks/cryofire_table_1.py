@@ -15,13 +15,15 @@ FSC with the major truth), median and mean error of the view direction in degree
 median and mean square in pixels, after alignment of the poses (rotation, shift, hand). cryofire
 reads unseen images off by its encoder, the better of its two answers; cryodrgn2 searches twice at
 the trained volume. ``cryodrgn`` (true poses) and ``relion-class3d`` (two classes, poses summed
-out) are controls.
+out) are controls. ``a+b`` fits in stages: b at the poses that a found, where b takes poses as
+known, else from a's map (``cryosparc-abinitio+cryodrgn2+cryodrgn``: images alone are given).
 """
 
 import argparse
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import roma
@@ -174,13 +176,32 @@ def fit_row(
     )
 
 
+def in_stages(
+    names: list[str], star: Path, given: argparse.Namespace, out: Path
+) -> tuple[FitResult, float]:
+    """The last of several fits, each from the poses or the map of the one before; all minutes."""
+    result, minutes = fitted(names[0], star, given, out / names[0])
+    for before, name in pairwise(names):
+        more: dict[str, object] = {"reference": None}
+        if load(name).config.get("poses") == "known":
+            star = out / before / "particles.star"
+        else:
+            more["reference"], more["low_pass_A"] = out / before / "volume.mrc", given.low_pass
+        result, spent = fitted(name, star, given, out / name, **more)
+        minutes += spent
+    return result, minutes
+
+
 def rows(
     name: str, star: Path, sets: list[tuple[ParticleStack, Truth]], given: argparse.Namespace
 ) -> list[str]:
     """One preset, fitted and judged on its images and, where it can be, on the others."""
     held, truth = sets[1]
     out = (given.out or star.parent) / f"{name}-{given.seed}"
-    result, minutes = fitted(name, star, given, out)
+    if "+" in name:
+        result, minutes = in_stages(name.split("+"), star, given, out)
+    else:
+        result, minutes = fitted(name, star, given, out)
     line = fit_row(result, minutes, name, *sets[0], given.seed)
     if name not in ("cryofire", "cryodrgn2"):
         return [line]
@@ -206,7 +227,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.set = ["relion-class3d:classes=2", *given.set]
-    for name in given.presets.split(","):
+    for name in given.presets.replace("+", ",").split(","):
         load(name)
     sets, lines = parts(given), []
     with tempfile.TemporaryDirectory() as scratch:
