@@ -157,7 +157,8 @@ def conformation_budget(
     check_priced(half, nodes)
     with torch.no_grad(), seeded(seed):
         if isinstance(guide.rotation, Known):
-            own, pose = _given(half, stack, index), torch.zeros(len(index), dtype=torch.float64)
+            own = _given(half, stack, index)
+            pose = torch.zeros_like(own.log_mass)
         else:
             grids = pose_grids(half.model, plan, order, seed=seed)
             level = Level(*grids, half.model.band.radius)

@@ -131,7 +131,7 @@ def estimate_covariance(
 
 
 def least_squares_mean(operators: Tensor, images: Tensor, *, ridge: float = 0.0) -> Tensor:
-    """``argmin_mu sum_i |x_i - A_i mu|^2 / n + ridge |mu|^2``, [d].
+    """``argmin_mu sum_i |x_i - A_i mu|^2 / n + ridge |mu|^2``, [d]; of many the smallest.
 
     Parameters
     ----------
@@ -143,8 +143,8 @@ def least_squares_mean(operators: Tensor, images: Tensor, *, ridge: float = 0.0)
     n, _, d = operators.shape
     flat = operators.flatten(0, 1)
     normal = flat.T @ flat / n + ridge * torch.eye(d).to(flat)
-    found: Tensor = torch.linalg.lstsq(normal, (flat.T @ images.flatten())[:, None] / n).solution
-    return found[:, 0]
+    found: Tensor = torch.linalg.pinv(normal, hermitian=True) @ (flat.T @ images.flatten()) / n
+    return found
 
 
 def least_squares_covariance(

@@ -79,7 +79,8 @@ class ParticleModel(nn.Module):
         require(size == volume.conformation_size, "conformation", expected=wanted, got=str(size))
         self.volume, self.rotation, self.shift, self.noise = volume, rotation, shift, noise
         self.pixel_size, self.conformation = pixel_size, conformation
-        self.contrast = Contrast() if contrast is None else contrast
+        like = noise.sigma2
+        self.contrast = Contrast(0, like.dtype, like.device) if contrast is None else contrast
         self.defocus = defocus
         self.terms = nn.ModuleList(terms)
         own = [term.name for term in self.factors]

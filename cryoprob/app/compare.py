@@ -236,7 +236,7 @@ def _cells(priced: Priced) -> list[str]:
 
 
 def _spread(values: Tensor) -> str:
-    low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
+    low, high = torch.quantile(values, values.new_tensor([0.05, 0.95])).tolist()
     mean, low, high = (
         round(value, n) + 0.0 for value, n in ((float(values.mean()), 2), (low, 1), (high, 1))
     )

@@ -44,7 +44,7 @@ def family_views(
     seen, place = torch.unique(rotation.cells() // rotation.grid.n_psi, return_inverse=True)
     mass = log_mass.exp().float()
     mass = mass.new_zeros(len(mass), len(seen)).index_add_(1, place, mass)
-    return Directions(rotation.grid.directions()[seen], mass)
+    return Directions(rotation.grid.directions()[seen.cpu()], mass.cpu())
 
 
 def _reached(
@@ -53,14 +53,13 @@ def _reached(
     """The masses [n, Q] of the cells that a local search sums over, the others left out."""
     rotation, inside = model.rotation, torch.zeros_like(log_mass, dtype=torch.bool)
     assert isinstance(rotation, RotationGridPrior)
-    place = {int(image): row for row, image in enumerate(index)}
-    column = torch.full((len(rotation.grid),), -1).scatter(
-        0, rotation.cells(), torch.arange(log_mass.shape[1])
-    )
+    place, cells = {int(image): row for row, image in enumerate(index)}, rotation.cells()
+    column = cells.new_full((len(rotation.grid),), -1)
+    column[cells] = torch.arange(len(cells), device=cells.device)
     with torch.no_grad():
         for images in chunks(model, stack, index):
             near = neighborhood(model, half.guide, stack, images)
-            rows = torch.tensor([place[int(image)] for image in images.index])
+            rows = cells.new_tensor([place[int(image)] for image in images.index])
             at = column[near.cell]
             inside[rows[near.row][at >= 0], at[at >= 0]] = True
     return log_mass.masked_fill(~inside, -torch.inf).log_softmax(1)

@@ -41,7 +41,7 @@ class Amortized(Lawful):
         wanted = f"numbers in {parts} like parts, one for each angle (Cells of the same order)"
         got = f"{law.size} numbers of {type(law).__name__}"
         require(alike, "law", expected=wanted, got=got)
-        self.head = nn.Linear(encoder.size, own, dtype=start.dtype)
+        self.head = nn.Linear(encoder.size, own, dtype=start.dtype).to(start.device)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(bias[:own])

@@ -1,14 +1,20 @@
 """The CUDA route gives the CPU's numbers: on a device that pretends, and on one that is there."""
 
-from dataclasses import fields
+from copy import deepcopy
+from dataclasses import astuple, fields
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from pretend import CUDA, Pretend, PretendCuda
+from pretend import CUDA, Pretend
 from problems import make_problem
 from pyro.infer import TraceEnum_ELBO
+from torch import nn
+from torch.func import grad, vmap
 
+from cryoprob.app.compare import _spread
+from cryoprob.app.views import family_views
 from cryoprob.checks import InputError
 from cryoprob.fourier.normal import Insertion
 from cryoprob.fourier.shells import spread
@@ -20,6 +26,7 @@ from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.amplitude import match_amplitude
 from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.covariance import least_squares_mean
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
@@ -54,27 +61,7 @@ from cryoprob.phantoms import bead_walk
 F64 = torch.float64
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}  # sums of 10^4 terms in float64, in another order
-REAL = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
 PLAN = Schedule(max_iterations=3, coarse_order=1, max_order=2, contrast=True)
-
-
-@pytest.fixture(params=["pretend", pytest.param("cuda", marks=REAL)])
-def device(request):
-    """A CUDA device, pretended or real."""
-    if request.param == "cuda":
-        yield CUDA
-    else:
-        with PretendCuda():
-            yield CUDA
-
-
-@pytest.fixture
-def pretended():
-    with PretendCuda():
-        yield
 
 
 def agree(found, wanted, **tolerance):
@@ -136,6 +123,12 @@ MEETINGS = {
     "equal": lambda x, y, i: x.equal(y),
     "generator": lambda x, y, i: torch.rand(2, generator=torch.Generator(), device="cuda"),
     "normal": lambda x, y, i: x.normal_(generator=torch.Generator()),
+    "layer": lambda x, y, i: nn.Linear(3, 2)(x),
+    "layer there": lambda x, y, i: nn.Linear(3, 2).to(x.device)(y),
+    "gradient": lambda x, y, i: setattr(x.requires_grad_(), "grad", y),
+    "foreach": lambda x, y, i: torch._foreach_mul_([x, y], 2.0 * x.sum()),
+    "vmap": lambda x, y, i: vmap(torch.dot)(x, y),
+    "grad": lambda x, y, i: vmap(grad(torch.dot), in_dims=(0, None))(x, y[0]),
 }
 
 
@@ -157,6 +150,62 @@ def test_what_torch_allows(device):
         x.numpy()
     with pytest.raises(TypeError, match="numpy"):
         np.asarray(x)
+
+
+def network(device):
+    """Layers with a buffer; their parameters stay the objects that they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        made = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    before = list(made.parameters())
+    made = made.to(device, F64)
+    assert all(one is other for one, other in zip(before, made.parameters(), strict=True))
+    return made
+
+
+def test_modules_move_as_they_are(device):
+    made, like = network(device), torch.zeros(1, device=device)
+    parts = [*made.parameters(), *nn.Linear(2, 2).to(like).parameters(), *made.buffers()]
+    assert all(part.device == CUDA for part in parts)
+    assert all(isinstance(part, nn.Parameter) for part in parts[:8])
+    other = deepcopy(made)
+    parts = [*other.parameters(), *other.buffers()]
+    assert all(part.device == CUDA for part in parts) and len(list(other.parameters())) == 6
+    made.load_state_dict({name: part.cpu() + 1 for name, part in other.state_dict().items()})
+    agree(made[0].bias.detach(), other[0].bias.detach().cpu() + 1)
+    back = [*made.cpu().parameters(), *made.buffers()]
+    assert all(part.device == CPU and not isinstance(part, Pretend) for part in back)
+    assert all(isinstance(part, nn.Parameter) for part in back[:6])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, partial(torch.optim.AdamW, fused=True)])
+def test_training_by_gradients(kind, device):
+    given, weights = torch.linspace(-1, 2, 18, dtype=F64).reshape(6, 3), []
+    for place in (device, CPU):
+        made = network(place)
+        optimizer = kind(made.parameters())
+        for _ in range(3):
+            optimizer.zero_grad()
+            made(given.to(place)).square().sum().backward()
+            assert all(part.grad.device == part.device for part in made.parameters())
+            nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+            optimizer.step()
+            state = optimizer.state_dict()
+            optimizer = kind(made.parameters())
+            optimizer.load_state_dict(state)
+        weights.append((made[0].weight.detach(), optimizer.state[made[0].weight]["exp_avg"]))
+    for found, wanted in zip(*weights, strict=True):
+        agree(found, wanted)
+
+
+def test_gradients_of_many(device):
+    x, y = torch.linspace(0, 1, 6, dtype=F64).reshape(2, 3), torch.ones(3, dtype=F64)
+
+    def found(x, y):
+        slopes = vmap(grad(lambda own, other: (own.sin() * other).sum()), in_dims=(None, 0))
+        return nn.functional.layer_norm(slopes(y, x), (3,))
+
+    agree(found(x.to(device), y.to(device)), found(x, y))
 
 
 # The package
@@ -349,6 +398,18 @@ def test_the_gray_scale_of_a_reference(device):
     agree(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize(("name", "poses"), [WAYS[0], WAYS[2]])
+def test_views(name, poses, device):
+    """Masses of viewing directions."""
+    problem, found = make_problem(n=4), []
+    for place in (device, CPU):
+        half = halves(problem, place, 1, poses, name)[0]
+        found.append(family_views(half, problem.stack, torch.arange(0, 4, 2), PLAN, "C1"))
+    for one, other in zip(*map(astuple, found), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    assert _spread(found[0].mass[0].to(device)) == _spread(found[0].mass[0])
+
+
 @pytest.mark.parametrize("kind", ["sphere", "auto", "given"])
 def test_solvent(kind, device):
     volume, mask = make_problem().volume, torch.rand(8, 8, 8, generator=torch.Generator())
@@ -400,6 +461,15 @@ def test_draws_of_the_pyro_model(device):
             results.append((law.mean, law.sample()))
     for found, wanted in zip(*results, strict=True):
         agree(found, wanted)
+
+
+def test_a_mean_of_which_a_part_is_not_seen(device):
+    """It is zero there; what solves full ranks alone has no answer on CUDA."""
+    operators = torch.rand(4, 3, 5, dtype=F64, generator=torch.Generator().manual_seed(1))
+    operators[..., 4] = 0
+    images = operators.sum(-1)
+    found = least_squares_mean(operators.to(device), images.to(device))
+    agree(found, torch.tensor([1, 1, 1, 1, 0], dtype=F64))
 
 
 # Whole fits

@@ -3,17 +3,27 @@
 Inside ``with PretendCuda():`` whatever is made on or moved to ``cuda`` is a :class:`Pretend`, held
 in the CPU's memory. Its numbers are the CPU's; an operation that would meet tensors of two devices
 fails as torch's own does. Where torch is laxer than its rule (a slice of a CUDA tensor can be set
-to CPU values), this is not. Kernels, memory and the order of parallel sums are the CPU's.
+to CPU values), this is not. Kernels, memory, random numbers and the order of parallel sums are the
+CPU's, and what runs within ``backward`` is not guarded.
 """
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 
 CUDA = torch.device("cuda", 0)
 
 _MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as, torch.as_tensor, torch.asarray)
-_FOLLOW_FIRST = (Tensor.__getitem__, Tensor.copy_)
+_FOLLOW_FIRST = (Tensor.__getitem__, Tensor.copy_, Tensor.__deepcopy__)
+_SET_DATA = Tensor.data.__set__
+_PARSE_TO = torch._C._nn._parse_to  # of Module.to
+_MEETING = (
+    Tensor.copy_,
+    Tensor.__deepcopy__,
+    torch._has_compatible_shallow_copy_type,
+    _SET_DATA,
+)
 _HOST_ONLY = (Tensor.numpy, Tensor.__array__)
 _TOLD = {
     Tensor.device.__get__: CUDA,
@@ -27,6 +37,7 @@ _INSTEAD = {
     Tensor.__reduce_ex__: lambda tensor, version: tensor.as_subclass(Tensor).__reduce_ex__(
         version
     ),
+    Tensor.__deepcopy__: lambda tensor, memo: _copied(tensor, memo),
 }
 _TWO_DEVICES = (
     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and"
@@ -43,6 +54,7 @@ _ELEMENTWISE = {
     *(f"__{kind}{word}__" for word in _OPERATORS.split() for kind in ("", "i", "r")),
     *(f"__{word}__" for word in _COMPARISONS.split()),
     *(word + end for word in f"{_WORDS} {_COMPARISONS}".split() for end in ("", "_")),
+    "_foreach_mul_",
 }
 """Operations that take one CPU number, as a tensor without dimensions, beside CUDA tensors."""
 
@@ -57,6 +69,9 @@ class PretendCuda(TorchFunctionMode):
     """Makes, moves and guards pretended tensors as long as it is entered."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is _PARSE_TO:
+            found = func(*args, **kwargs or {})
+            return (CUDA, *found[1:]) if any(map(_is_there, args)) else found
         args, kwargs, named = _without_device(func, args, kwargs or {})
         tensors = list(_tensors((args, kwargs)))
         there = [_is_there(tensor) for tensor in tensors]
@@ -77,12 +92,21 @@ class PretendCuda(TorchFunctionMode):
             found = _INSTEAD.get(func, func)(*args, **kwargs)
             if func in _MOVES and tensors and there[0] != cuda:
                 found = found.clone()
+            if func == _SET_DATA:
+                _move(args[0], there[1])
             found = _placed(found, cuda)
         return iter(found) if func is Tensor.__iter__ else found
 
 
 def _is_there(value):
-    return isinstance(value, Pretend)
+    return isinstance(_innermost(value), Pretend)
+
+
+def _innermost(value):
+    """The tensor that vmap or grad have wrapped, or the value itself."""
+    while isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
+        value = _functorch.get_unwrapped(value)
+    return value
 
 
 def _without_device(func, args, kwargs):
@@ -106,7 +130,7 @@ def _without_device(func, args, kwargs):
 def _may_meet(func, args, tensors):
     """Whether torch lets CUDA and CPU tensors meet in a call."""
     name = func.__name__
-    if func is Tensor.copy_:
+    if func in _MEETING:
         return True
     if func in (Tensor.__getitem__, Tensor.__setitem__):
         own, places = _is_there(args[0]), list(_tensors(args[1]))
@@ -115,7 +139,7 @@ def _may_meet(func, args, tensors):
         return found and all(_is_there(value) == own or not value.dim() for value in values)
     numbers = [tensor for tensor in tensors if not _is_there(tensor)]
     in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
-    written = in_place and not _is_there(args[0])
+    written = in_place and not all(_is_there(tensor) for tensor in _tensors(args[0]))
     single = len(numbers) == 1 and not numbers[0].dim()
     return name in _ELEMENTWISE and single and not written
 
@@ -131,9 +155,28 @@ def _tensors(values):
         yield from _tensors(list(values.values()))
 
 
+def _move(tensor, cuda):
+    """Bring a tensor that stays the same object, a parameter perhaps, to a device."""
+    if _is_there(tensor) != cuda:
+        tensor._is_param = isinstance(tensor, torch.nn.Parameter)
+        tensor.__class__ = Pretend if cuda else Tensor
+
+
+def _copied(tensor, memo):
+    """A deep copy; of a parameter a parameter."""
+    if not _is_there(tensor):
+        return tensor.__deepcopy__(memo)
+    found = tensor.detach().clone().as_subclass(Pretend).requires_grad_(tensor.requires_grad)
+    found._is_param = isinstance(tensor, torch.nn.Parameter)
+    return found
+
+
 def _placed(found, cuda):
     """A result with its tensors on a device."""
     if isinstance(found, Tensor):
+        inner = _innermost(found)
+        if inner is not found:
+            _move(inner, cuda)
         right = _is_there(found) == cuda
         return found if right else found.as_subclass(Pretend if cuda else Tensor)
     if isinstance(found, list | tuple) and not isinstance(found, torch.Size):
