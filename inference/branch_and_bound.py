@@ -27,8 +27,8 @@ from cryoprob.models.particle_model import ParticleModel
 
 __all__ = ["Best", "BranchAndBound", "Ladder"]
 
-_FAMILIES = 2**25
-"""Most families that may be open at once, 512 MiB; what is more is searched in parts."""
+_FAMILIES = 2**24
+"""Most families open at once, a GiB with what sorting takes; what is more is searched in parts."""
 
 _EARLY = 0.5
 """Part of the band in which the finest grid is scored first."""

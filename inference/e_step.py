@@ -62,7 +62,8 @@ def e_step(
     ``draws`` per image (and head) are taken of a q that has a density and is not on a grid.
 
     Memory: a chunk of filtered images (128 MiB) and one block of scores; with a whole grid
-    searched at once, also its slices and their sums, [Q, 3 m].
+    searched at once, also its slices and their sums, [Q, 3 m]; with a branch and bound a GiB of
+    open families at most, and tables [Q, S] of the finest grid but one.
 
     Raises
     ------

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.fourier.shells import shell_mean
+from cryoprob.inference.common_factor import rescale
 from cryoprob.inference.expectation import expectation
 from cryoprob.inference.grids import pose_grids
 from cryoprob.inference.half import Half, pack_half, unpack_half
-from cryoprob.inference.imaging_e_step import rescale
 from cryoprob.inference.learn import Learner, seeded
 from cryoprob.inference.m_step import (
     Solution,

@@ -21,7 +21,7 @@ def expectation(
     index: Tensor | None = None,
     *,
     symmetry: str = "C1",
-    draws: int = 1,
+    draws: int = 4,
 ) -> Expectation:
     """Posteriors of images ``index`` (default all), and the M-step's sums.
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cryoprob.fourier.normal import NormalEquations
 from cryoprob.inference.build import noise_log_density
+from cryoprob.inference.common_factor import common_factor
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.imaging import Imaging
-from cryoprob.inference.imaging_e_step import common_factor
 from cryoprob.inference.m_step import posterior_std
 from cryoprob.inference.members import Expectation
 from cryoprob.inference.result import FitResult

@@ -1,15 +1,17 @@
 """The end of gradient training: q of every image, the map of the mean conformation, a path."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.inference.build import noise_log_density
+from cryoprob.inference.common_factor import common_factor
 from cryoprob.inference.finish import verdict
 from cryoprob.inference.half import Half
 from cryoprob.inference.imaging import Imaging
 from cryoprob.inference.imaging_draws import note_imaging
-from cryoprob.inference.imaging_e_step import common_factor
 from cryoprob.inference.joint import JointState
 from cryoprob.inference.latent import collapse, line
 from cryoprob.inference.learn import seeded
@@ -27,6 +29,12 @@ from cryoprob.types import Maps, Rotations, Shifts
 __all__ = ["answer", "finish_joint", "settle_contrasts", "states_of", "summary_at"]
 
 _BLOCK = 128
+_DRAWS = 4
+"""Of poses and conformation, where q has a density; they hardly move contrast and defocus."""
+
+_SETTLING, _SETTLED, _ROUNDS = 1000, 1e-3, 8
+"""Images that tell the contrasts' common factor, when it is 1, and rounds at most."""
+
 _PATH = 10
 
 
@@ -76,17 +84,24 @@ def settle_contrasts(half: Half, stack: ParticleStack, objective: Objective, see
     """Let the volume take up the factor that the images' contrasts have in common, in place.
 
     The two can trade it for less than a nat per image, so that gradient steps leave it where it
-    is. A volume without a gray scale of its own stays, as does one whose contrasts are given.
+    is. Up to a thousand images tell it. A volume that cannot be scaled stays, as does one whose
+    contrasts are given.
     """
-    if not half.guide.sums_contrast:
+    point, volume = half.guide.volume.coefficients, half.model.volume
+    if not half.guide.sums_contrast or volume.scaled(point.data, 1.0) is None:
         return
-    found, point = Imaging.empty(half.model, len(stack)), half.guide.volume.coefficients
-    with torch.no_grad(), seeded(seed):
-        _look(half, stack, objective, found)
-        factor = common_factor(half, found, half.index)
-        scaled = half.model.volume.scaled(point.data, factor)
-    if scaled is not None:
-        point.data.copy_(scaled)
+    found, factor, rounds = Imaging.empty(half.model, len(stack)), 0.0, 0
+    some = half.index[:: -(-len(half.index) // _SETTLING)]
+    with torch.no_grad():
+        while abs(factor - 1) > _SETTLED and rounds < _ROUNDS:
+            with seeded(seed):
+                for batch in _batches(half, stack, some):
+                    note_imaging(found, half, answer(half, objective, batch)[2], 1)
+            factor, rounds = common_factor(half, found, some), rounds + 1
+            scaled = volume.scaled(point.data, factor)
+            assert scaled is not None
+            point.data.copy_(scaled)
+    half.guide.forget()
 
 
 def states_of(half: Half, mean: Tensor, std: Tensor) -> States:
@@ -106,18 +121,24 @@ def _look(
 
     And, where it is given, what the images' contrasts and defoci are.
     """
-    model, guide = half.model, half.guide
-    like, found = model.noise.sigma2, []
-    for index in half.index.split(_BLOCK):
-        batch = stack.batch(index, full_band(stack.box), like.dtype, like.device)
+    model, guide, found = half.model, half.guide, []
+    for batch in _batches(half, stack, half.index):
         guide.forget()
         bound = objective(model, guide, guide.volume.coefficients.detach(), batch)
         turns, moves, seen = answer(half, objective, batch)
         found.append((bound.double(), turns, moves, *_conformation(guide.conformation, seen)))
         if imaging is not None:
-            note_imaging(imaging, half, seen)
+            note_imaging(imaging, half, seen, _DRAWS)
     guide.forget()
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _batches(half: Half, stack: ParticleStack, index: Tensor) -> Iterator[Batch]:
+    """Images ``index`` block by block; fewer at a time where each has nodes of a defocus."""
+    like, defocus = half.model.noise.sigma2, half.model.defocus
+    nodes = len(defocus.points) if half.guide.sums_defocus and defocus is not None else 1
+    for part in index.split(max(1, _BLOCK // nodes)):
+        yield stack.batch(part, full_band(stack.box), like.dtype, like.device)
 
 
 def answer(

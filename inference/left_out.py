@@ -25,8 +25,8 @@ def left_out(model: ParticleModel, source: Source, levels: list[Level]) -> list[
     level's ``radius`` only; above it, these are the norms of the slices themselves. Distances are
     exact maxima over the poses of the next finer grid, and are added up from grid to grid.
 
-    They are the same for all images; :func:`whitened` says what they are to each. Memory and time
-    are those of the slices of the finest grid but one.
+    They are the same for all images; :func:`whitened` says what they are to each. The slices of
+    every grid are formed once, a block at a time; what is held are these tables.
     """
     tables: list[Tensor] = []
     largest = [max(level.radius for level in levels[: n + 1]) for n in range(len(levels))]

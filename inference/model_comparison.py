@@ -88,7 +88,7 @@ def held_out(
     parts = old.volume, old.rotation, old.shift, old.noise, old.pixel_size
     known = Contrast(0, old.noise.sigma2.dtype, old.noise.sigma2.device)  # new images have none
     seen = known if isinstance(old.contrast, Contrast) else old.contrast
-    model = ParticleModel(*parts, seen, defocus=old.defocus)
+    model = ParticleModel(*parts, seen, old.conformation, defocus=old.defocus)
     guide = half.guide if order is not None else _moved(half.guide, particles)
     volume = half.guide.volume.coefficients.detach()
     here = Half(model, guide, index)

@@ -108,7 +108,8 @@ class Schedule:
         With ``beta``: factor of the held noise at the start, falling to 1 while the band grows.
     kl_start
         Weight of q's divergence at the start of such training; rises to 1 in the first 60 % (KL
-        annealing). 0: where z has a normal q and the noise is learned 1/20, else 1.
+        annealing). 0 leaves it to the preset: 1/20 in the cryoDRGN family where the noise is
+        learned, else 1.
     starts
         Random starts from nothing.
     start_steps

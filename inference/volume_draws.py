@@ -33,8 +33,9 @@ def draw_volumes(
 ) -> Chains:
     """Independent draws of a map from its Gaussian posterior at the fitted weights of the poses.
 
-    Exact for known poses. Where poses are inferred the weights are held at those of the fitted
-    map, so that the draws are too narrow by what the poses would give way:
+    Exact for known poses. Where poses are inferred, or contrast and defocus latent, their weights
+    are held at those of the fitted map, so that the draws are too narrow by what these would give
+    way (beside latent contrasts the map's gray scale above all):
     :func:`~cryoprob.inference.gibbs.sample_gibbs` is exact, for small problems. Each draw costs an
     E-step (its log likelihood) and a solution of the normal equations.
 

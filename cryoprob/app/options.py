@@ -138,7 +138,7 @@ ContrastSd = Annotated[
         "--contrast",
         metavar="SD",
         help="Contrasts differ from image to image by SD around 1, and are summed out (exact-em,"
-        " and presets that train by gradients).",
+        " and presets that train by gradients; not e2gmm, whose score sees no contrast).",
     ),
 ]
 DefocusSd = Annotated[

@@ -40,7 +40,6 @@ class Augmented(Objective):
 
     def __init__(self, objective: Objective) -> None:
         self.objective, self.kind = objective, objective.kind
-        self.sums_imaging = objective.sums_imaging
 
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The objective of each turned image, [N].

@@ -60,7 +60,7 @@ class Objective(ABC):
     """
 
     kind: str
-    sums_imaging: bool = True
+    sums_imaging: bool = False
 
     @abstractmethod
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
@@ -96,6 +96,7 @@ class Weighed(Objective):
         The weight.
     """
 
+    sums_imaging = True
     beta: float = 1.0
 
     def weighted(self, beta: float) -> Self:

@@ -25,6 +25,7 @@ class Iwae(Objective):
     """
 
     kind = "iwae"
+    sums_imaging = True
 
     def __init__(self, draws: int) -> None:
         require(draws > 0, "draws", expected="a positive number", got=str(draws))

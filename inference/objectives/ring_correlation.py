@@ -71,7 +71,6 @@ class RingCorrelation(Objective):
     """
 
     kind = "ring_correlation"
-    sums_imaging = False
 
     def __init__(self, kappa: Tensor | float, first: int = 4) -> None:
         self.kappa = torch.as_tensor(kappa, dtype=torch.float64)

@@ -22,7 +22,7 @@ from cryoprob.inference.treatments.point import Point
 __all__ = ["searching"]
 
 _AS_GIVEN = (
-    "Poses were searched for at contrast 1 and at the file's defocus; contrast and defocus were"
+    "Poses were searched for at contrast 1 and at the file's defocus; what of these is latent was"
     " summed out at the poses that were found."
 )
 

@@ -69,7 +69,7 @@ class Volume(nn.Module, ABC):
     def scaled(self, coefficients: Tensor, factor: float) -> Tensor | None:
         """Coefficients of maps ``factor`` times as large, whatever the conformation, if any are.
 
-        None where the volume has no gray scale of its own.
+        None where the volume cannot say so.
         """
         return factor * coefficients if self.linear_in_coefficients else None
 

@@ -13,9 +13,17 @@ from cryoprob.inference.bounds import BOUNDS, Block, floor, margin
 from cryoprob.inference.branch_and_bound import BranchAndBound, Ladder
 from cryoprob.inference.dense import DenseGrid
 from cryoprob.inference.filtered import filter_images
-from cryoprob.inference.left_out import left_above, left_out, peaks, shells_of, whitened
+from cryoprob.inference.left_out import (
+    _distances,
+    left_above,
+    left_out,
+    peaks,
+    shells_of,
+    whitened,
+)
 from cryoprob.inference.levels import Level, levels
 from cryoprob.inference.regions import Source
+from cryoprob.inference.statistics import reals
 from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.particles import ParticleStack
 
@@ -188,8 +196,9 @@ def test_what_centers_leave_out_by_brute_force():
     problem = make_problem(n=3, order=2, refine=2)
     grids = levels(problem.model, problem.volume, 0)
     model, images = problem.model, filter_images(problem.model, problem.stack, torch.arange(3))
-    for start, radius in ((1, 2), (1, 3), (0, 1), (0, 3)):
+    for start, radius, below in ((1, 2, 3), (1, 3, 3), (0, 1, 3), (0, 3, 3), (0, 3, 1)):
         chain = [replace(grids[start], radius=radius), *grids[start + 1 :]]
+        chain[1] = replace(chain[1], radius=below)  # need not grow from grid to grid
         found = left(problem, chain)
         fine, step = chain[-1], chain[0].shift.grid.step_A
         moves = fine.shift.points()[: 4 ** (len(chain) - 1)] - chain[0].shift.points()[0]
@@ -217,6 +226,21 @@ def test_what_centers_leave_out_by_brute_force():
         # over several grids distances are added up: never less, and not much more
         assert (found >= wanted - 1e-9).all()
         assert float(found.sum()) < 1.6 * float(wanted.sum())
+
+
+def test_distances_are_not_too_small_for_rounding(generator):
+    """In single precision, of slices that are almost equal."""
+    center = torch.randn(40, 64, generator=generator, dtype=torch.complex64)
+    away = 1e-4 * torch.randn(40, 8, 64, generator=generator, dtype=torch.complex64)
+    around, shells = (center[:, None] + away).flatten(0, 1), [slice(0, 10), slice(10, 64)]
+    still = reals(torch.ones(1, 64, dtype=torch.complex64))
+    norms = [(center[:, None] + away).flatten(0, 1).abs()[:, s].norm(dim=1) for s in shells]
+    found = _distances(around, center, torch.stack(norms, 1), still, shells)
+    exact = around.to(torch.complex128) - center.to(torch.complex128).repeat_interleave(8, 0)
+    wanted = torch.stack([exact[:, s].abs().norm(dim=1) for s in shells], 1)
+    assert bool((found >= wanted).all())
+    # 16 units of rounding of both squares, under the root
+    assert float((found - wanted).max()) < (32 * 1.2e-7) ** 0.5 * float(torch.stack(norms).max())
 
 
 @pytest.mark.parametrize("signal", [0.01, 3.0])

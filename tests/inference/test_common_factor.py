@@ -79,7 +79,7 @@ def test_half_maps_come_to_the_scale_of_the_contrasts(monkeypatch):
         factors.append(expanded_scale(*given))
         return factors[-1]
 
-    monkeypatch.setattr("cryoprob.inference.imaging_e_step.expanded_scale", noted)
+    monkeypatch.setattr("cryoprob.inference.common_factor.expanded_scale", noted)
     halves, algorithm = halved(imaged, 0.5, 6)
     assert factors[-2:] == pytest.approx(factors[-4:-2], abs=1e-3)
     for half, factor in zip(halves, factors[-2:], strict=True):

@@ -12,8 +12,13 @@ from cryoprob.checks import InputError
 from cryoprob.inference.alternating import Alternating
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.conformation_budget import check_priced
+from cryoprob.inference.half import Half
+from cryoprob.inference.imaging import Imaging, exact_imaging
+from cryoprob.inference.imaging_draws import note_imaging
 from cryoprob.inference.joint import Joint
+from cryoprob.inference.joint_finish import settle_contrasts
 from cryoprob.inference.loop import Quiet
+from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.presets.menu import PRESETS, load
 from cryoprob.inference.reload import reload, system_of
 from cryoprob.inference.run import run_fit
@@ -23,6 +28,7 @@ from cryoprob.inference.treatments.known import Known
 from cryoprob.io.mrc_writer import write_map
 from cryoprob.io.star import read_star
 from cryoprob.io.structures import density, read_structure
+from cryoprob.models.gaussian_contrast import GaussianContrast
 from cryoprob.models.simulate import simulate
 from cryoprob.models.volumes.coordinate_network import CoordinateNetwork
 
@@ -77,6 +83,27 @@ def test_the_bound_rises_and_the_posteriors_are_calibrated(scene, fitted, false_
         assert test.pvalue > false_alarm, (site, inside)
     # the mean of 240 contrasts is 1 to 0.02, and the map has taken up what they share
     assert float(found.contrast.mean()) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.5])
+def test_the_volume_takes_up_what_contrasts_have_in_common(factor):
+    """A true map of the wrong gray scale comes back, until contrasts have mean 1."""
+    imaged = make_imaged(n=60, power=2000.0)
+    model = imaged.with_sites(contrast=GaussianContrast(0.2, torch.float64))
+    guide = imaged.guide(factor * imaged.volume, **exact_imaging(model))
+    half, objective = Half(model, guide, torch.arange(60)), Elbo()
+    began = objective(model, guide, guide.volume.coefficients.detach(), imaged.batch).mean()
+    settle_contrasts(half, imaged.stack, objective, 1)
+    volume, found = guide.volume.coefficients.detach(), Imaging.empty(model, 60)
+    note_imaging(found, half, imaged.batch, 1)
+    ratio = float((volume * imaged.volume).sum() / imaged.volume.square().sum())
+    torch.testing.assert_close(volume, ratio * imaged.volume)
+    # rounds end at a factor of 1e-3 from 1, where a free gray scale has the prior's second moments
+    assert float(found.contrast.mean()) == pytest.approx(1, abs=0.03)
+    assert ratio == pytest.approx(float(imaged.contrast.mean()), abs=0.03)
+    assert float(objective(model, guide, volume, imaged.batch).mean() - began) > 1
+    settle_contrasts(half, imaged.stack, objective, 1)
+    torch.testing.assert_close(guide.volume.coefficients.detach(), volume, rtol=2e-3, atol=0)
 
 
 @pytest.mark.slow
