@@ -234,7 +234,7 @@ def test_what_is_noted_is_the_mean_over_draws_of_exact_posteriors(few, which):
     guide = guide_of(few, model)
     found = Imaging.empty(model, 4)
     with seeded(9), torch.no_grad():
-        note_imaging(found, Half(model, guide, torch.arange(4)), few.batch)
+        note_imaging(found, Half(model, guide, torch.arange(4)), few.batch, 8)
     with seeded(9), torch.no_grad():
         poses = guide.draw(few.batch, 8)
         joint = brute(model, few.volume, poses.rotation, poses.shift, few.batch)
@@ -259,7 +259,7 @@ def test_a_node_that_is_summed_beside_a_contrast_that_is_drawn(few):
     guide = few.guide(contrast=Known(few.contrast), defocus=Exact())
     found = Imaging.empty(model, 4)
     with torch.no_grad():
-        note_imaging(found, Half(model, guide, torch.arange(4)), few.batch)
+        note_imaging(found, Half(model, guide, torch.arange(4)), few.batch, 1)
         terms = log_terms(model, guide, few.volume, guide.draw(few.batch, 1), few.batch)
     assert terms.contrast is None and terms.joint.shape == (NODES, 1, 4)
     torch.testing.assert_close(found.contrast, few.contrast)
