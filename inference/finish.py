@@ -146,10 +146,15 @@ def verdict(
     if doubts:
         return f"{close}Do not trust this map yet: " + "; ".join(doubts) + "."
     if kind == "profile_log_joint":
+        best, lack = (
+            "poses",
+            "`cryoprob compare`, or of a preset `cryoprob latent DIR --price 100`",
+        )
+        if known:
+            best, lack = "conformations", "--preset ppca has exact posteriors"
         return (
-            f"{close}At their best poses the images lie {gain:.1f} nats each above noise alone; a"
-            " profile log joint bounds nothing: count what it lacks (`cryoprob compare`, or of a"
-            " preset `cryoprob latent DIR --price 100`) before trusting it."
+            f"{close}At their best {best} the images lie {gain:.1f} nats each above noise alone; a"
+            f" profile log joint bounds nothing: count what it lacks ({lack}) before trusting it."
         )
     return (
         f"{close}The map explains the images by {gain:.1f} nats per image more than noise alone."

@@ -11,7 +11,7 @@ from cryoprob.checks import require
 from cryoprob.fourier.shells import shell_mean, spread
 from cryoprob.fourier.transforms import fft3, ifft3
 from cryoprob.inference.half import Half
-from cryoprob.inference.linear_posterior import prior_scale
+from cryoprob.inference.linear_posterior import linear_modes_of, prior_scale
 from cryoprob.inference.m_step import update_contrast, update_noise
 from cryoprob.inference.modes_m_step import (
     BlockEquations,
@@ -21,7 +21,7 @@ from cryoprob.inference.modes_m_step import (
     modes_divergence,
     solve_modes,
 )
-from cryoprob.inference.modes_statistics import ModesStatistics, linear_modes_of, modes_e_step
+from cryoprob.inference.modes_statistics import ModesStatistics, modes_e_step
 from cryoprob.inference.treatments.conditional_gaussian import ConditionalGaussian
 from cryoprob.masks import sphere
 from cryoprob.particles import ParticleStack
@@ -31,6 +31,8 @@ __all__ = ["ModesEM", "ModesState", "Principal", "principal", "random_modes"]
 
 _PLAIN = ("iteration", "best", "stalled", "done", "history", "covariance")
 _MEAN_ROUNDS = 3
+_NOTHING = 1e-12
+"""Least variance along a mode, in units of the largest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,8 @@ class ModesEM:
         are right, amplitudes are not.
     orthonormal
         With ``hard``: modes are made orthonormal after each step, and z has no prior. That holds
-        the scale (Punjani and Fleet 2021).
+        the scale (Punjani and Fleet 2021). They are the principal axes of the maps found, and
+        the model's prior of z is told the standard deviations along them, without being used.
     tolerance
         Of the M-step's conjugate gradients.
     gain
@@ -258,11 +261,12 @@ class ModesEM:
         if not values[1:].any():
             generator = torch.Generator().manual_seed(self.seed)
             values[1:] = random_modes(values[0], len(values) - 1, self.scale, generator)
+            tau2 = linear_modes_of(half.model).tau2
             if self.tau2:
-                tau2 = linear_modes_of(half.model).tau2
                 tau2[1:] = tau2[0] * self.scale**2  # else they would begin by fitting noise
             if self.orthonormal:
-                values[1:] = _orthonormal(values[1:])
+                tau2[1:] /= values[1].square().sum()  # all have this norm
+                values[1:], _ = _orthonormal(values[1:])
 
     def _m_step(self, half: Half, sums: ModesStatistics, free: Tensor) -> ModesSolution:
         model, values = half.model, half.guide.volume.coefficients.data
@@ -279,7 +283,8 @@ class ModesEM:
             found = mode_tau2(tau2, solution, model.band.radius, doubt=self.doubt)
             tau2.copy_(torch.where(free.to(tau2.device)[:, None], found, tau2))
         if self.orthonormal and count > 1:
-            values[1:] = _orthonormal(values[1:])
+            values[1:], along = _orthonormal(values[1:], sums.mean[half.index])
+            prior_scale(model).copy_(along)
         if self.noise:
             update_noise(model, sums.common)
         if self.contrast:
@@ -292,7 +297,6 @@ class ModesEM:
         values = state.half.guide.volume.coefficients.detach()
         bound = sums.common.summary.bound[index]
         state.iteration += 1
-        scale = None if self.orthonormal else prior_scale(model)
         kind = "profile_log_joint" if self.hard else "log_evidence"
         kl = {}
         if state.covariance is not None:
@@ -304,7 +308,7 @@ class ModesEM:
             "bound": float(bound.mean()),
             "kind": f"{kind}, nats per image, full band",
             "log_posterior": float(bound.sum() + model.volume.prior().log_prob(values).double()),
-            "singular_values": principal(values, scale).singular_values.tolist(),
+            "singular_values": principal(values, prior_scale(model)).singular_values.tolist(),
             "z_variance": float(z.var(0, correction=0).mean()),
             "resolution_A": model.band.box * model.pixel_size / max(model.band.radius, 1),
             "radius": model.band.radius,
@@ -319,8 +323,16 @@ class ModesEM:
         state.done = state.stalled >= 2 or state.iteration >= self.max_iterations
 
 
-def _orthonormal(modes: Maps) -> Maps:
-    """Orthonormal modes [K, D, D, D] of the same span."""
-    found = principal(torch.cat([modes[:1], modes]))
-    norms = found.singular_values.to(modes)[:, None, None, None]
-    return found.coefficients[1:] / norms
+def _orthonormal(modes: Maps, z: Tensor | None = None) -> tuple[Maps, Tensor]:
+    """Orthonormal modes [K, D, D, D] of the same span, along which maps differ most, first.
+
+    And the standard deviations [K] along them of the maps at z [n, K], where z is given.
+    """
+    root = torch.eye(len(modes), dtype=torch.float64, device=modes.device)
+    if z is not None:
+        values, vectors = torch.linalg.eigh(z.double().T.cov(correction=0).reshape(root.shape))
+        root = (vectors * values.clamp(min=_NOTHING * values[-1]).sqrt()).mT.to(root)
+    turned = torch.einsum("kl,lzyx->kzyx", root, modes.double())
+    found = principal(torch.cat([turned[:1], turned]))
+    norms = found.singular_values.clamp(min=_NOTHING * found.singular_values[0])
+    return (found.coefficients[1:] / norms[:, None, None, None]).to(modes), norms

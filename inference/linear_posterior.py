@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cryoprob.checks import InputError, require
-from cryoprob.fourier.bands import Band
 from cryoprob.inference.dense import blocks
 from cryoprob.inference.e_step import chunks
 from cryoprob.inference.filtered import Filtered
 from cryoprob.inference.guide import Guide
+from cryoprob.inference.slice_errors import SliceErrors
 from cryoprob.inference.statistics import reals
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models.conformations.gaussian import GaussianConformation
@@ -33,10 +33,10 @@ __all__ = [
     "components",
     "known_poses",
     "latents",
+    "linear_modes_of",
     "linear_posterior",
     "prior_scale",
     "scored",
-    "slice_covariance",
 ]
 
 _BYTES = 2**27
@@ -90,6 +90,9 @@ class Scored:
         Of all components, [1 + K, n, m].
     posterior
         Of their conformations.
+    errors
+        Covariances of the slices, [n, 1 + K, 1 + K, m], where components are not known for
+        certain.
     """
 
     images: Filtered
@@ -98,6 +101,7 @@ class Scored:
     numerator: Coefficients
     slices: Coefficients
     posterior: LinearPosterior
+    errors: Tensor | None = None
 
 
 def linear_posterior(
@@ -106,7 +110,7 @@ def linear_posterior(
     noise_only: Tensor,
     slices: Coefficients,
     precision: Tensor,
-    doubt: Tensor | None = None,
+    errors: Tensor | None = None,
 ) -> LinearPosterior:
     """Posteriors of z, where an image's slice is ``U_0 + sum_k z_k U_k``.
 
@@ -123,13 +127,14 @@ def linear_posterior(
     precision
         Of the prior ``z ~ N(0, diag(1 / precision))``, [K]; 0 is flat, and counts nothing in
         ``log_joint``.
-    doubt
-        Where the components are normal and not known: ``sum_k c^2 / sigma2 Cov(U_a, U_b)``, [n,
-        1 + K, 1 + K]; densities are then the exponentials of mean logs. Default none.
+    errors
+        Where the components are normal and not known: ``Cov(U_a, U_b)``, [n, 1 + K, 1 + K, m];
+        densities are then the exponentials of mean logs. Default none.
     """
     basis = reals(slices).movedim(0, 1)
     gram = (reals(slices * transfer).movedim(0, 1) @ basis.mT).double()
-    gram = gram if doubt is None else gram + doubt.double()
+    if errors is not None:
+        gram += torch.einsum("nm,nabm->nab", transfer, errors).double()
     linear = (reals(image)[:, None] @ basis.mT)[:, 0].double()
     precision = precision.double()
     force = linear[:, 1:] - gram[:, 0, 1:]
@@ -217,30 +222,38 @@ def scored(
     precision = prior_scale(model).double() ** -2 * (not flat)
     if not modes:
         volume, precision = volume[:1], precision[:0]
-    size = max(1, _BYTES // (40 * (1 + len(precision)) * len(model.band)))
+    doubt = None if covariance is None else _errors(model, covariance)
+    count = 1 + len(precision)
+    each = 40 * count + (0 if doubt is None else 24 * count**2)
     for chunk in chunks(model, stack, index):
-        for part in blocks(len(chunk), size):
+        for part in blocks(len(chunk), max(1, _BYTES // (each * len(model.band)))):
             images = chunk.take(part)
             rotation, shift = (values[images.index] for values in poses)
             phase = shift_phase(model.band, shift, model.pixel_size)
             back = (images.image * phase.conj()).resolve_conj()
             slices = components(model.volume, volume, rotation)
             data = back, images.transfer, images.noise_only
-            doubt = None if covariance is None else _doubt(model, images, covariance)
-            found = linear_posterior(*data, slices, precision, doubt)
-            yield Scored(images, rotation, shift, back, slices, found)
+            errors = None if doubt is None else doubt(rotation)
+            found = linear_posterior(*data, slices, precision, errors)
+            yield Scored(images, rotation, shift, back, slices, found, errors)
 
 
-def _doubt(model: ParticleModel, images: Filtered, covariance: Tensor) -> Tensor:
-    """Power over the noise of slices' errors, [n, 1 + K, 1 + K]; see :func:`linear_posterior`."""
-    each = slice_covariance(model.band, covariance)
-    return torch.einsum("nm,mab->nab", images.transfer, each.to(images.transfer))
+def _errors(model: ParticleModel, covariance: Tensor) -> SliceErrors:
+    return SliceErrors.of(linear_modes_of(model).slicer, covariance.to(model.noise.sigma2))
 
 
-def slice_covariance(band: Band, covariance: Tensor) -> Tensor:
-    """Covariances of slices, [m, 1 + K, 1 + K], of modes' covariances [S, 1 + K, 1 + K]."""
-    scale = band.box * band.weight.square().to(covariance)
-    return scale[:, None, None] * covariance[band.shell.to(covariance.device)]
+def linear_modes_of(model: ParticleModel) -> LinearModes:
+    """The model's volume.
+
+    Raises
+    ------
+    InputError
+        If it is another one than linear modes.
+    """
+    if isinstance(model.volume, LinearModes):
+        return model.volume
+    got = type(model.volume).__name__
+    raise InputError("volume", expected="linear modes (LinearModes)", got=got)
 
 
 def latents(
@@ -249,10 +262,13 @@ def latents(
     stack: ParticleStack,
     index: Tensor | None = None,
     covariance: Tensor | None = None,
+    *,
+    flat: bool = False,
 ) -> LinearPosterior:
     """Posteriors of the conformations of images ``index`` (default all) at the guide's volume.
 
     Where the components are not known for certain, ``covariance`` [S, 1 + K, 1 + K] is theirs.
+    With ``flat`` there is no prior of z.
 
     Raises
     ------
@@ -261,7 +277,7 @@ def latents(
     """
     index = torch.arange(len(stack)) if index is None else index.cpu()
     with torch.no_grad():
-        found = scored(model, guide, stack, index, covariance=covariance)
+        found = scored(model, guide, stack, index, flat=flat, covariance=covariance)
         parts = [(one.images.index, one.posterior) for one in found]
     order = torch.argsort(torch.cat([rows for rows, _ in parts]))
     order = order[torch.argsort(torch.argsort(index)).to(order.device)]

@@ -34,14 +34,19 @@ def turn_to_axes(half: Half) -> Tensor:
     return ratio
 
 
-def finish_modes(state: ModesState, stack: ParticleStack) -> FitResult:
+def finish_modes(
+    state: ModesState, stack: ParticleStack, *, hard: bool = False, flat: bool = False
+) -> FitResult:
     """Exact posteriors of the coordinates along the principal axes, and maps.
 
-    ``mode_1`` ... are the maps' standard deviations along the axes.
+    ``mode_1`` ... are the maps' standard deviations along the axes. After a fit that was ``hard``
+    the coordinates are Diracs at the posteriors' modes, and without a prior if it was ``flat``.
     """
     half = state.half
     model, point = half.model, half.guide.volume.coefficients
-    found = latents(model, half.guide, stack, covariance=state.covariance)
+    found = latents(model, half.guide, stack, covariance=state.covariance, flat=flat)
+    found = found.modal() if hard else found
+    kind = "profile_log_joint" if hard else "log_evidence"
     axes = principal(point.data, prior_scale(model))
     unit = turn_to_axes(half)
     mean = axes.latent(found.mean) * unit.to(found.mean)
@@ -62,7 +67,7 @@ def finish_modes(state: ModesState, stack: ParticleStack) -> FitResult:
         criterion="the band of the fit; no half sets",
         posterior=posterior,
         history=state.history,
-        trust=verdict(posterior, noise_log_density(stack), [], True),
+        trust=verdict(posterior, noise_log_density(stack), [], True, kind),
         fitted=half,
         states=states,
     )

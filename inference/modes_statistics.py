@@ -5,21 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cryoprob.checks import InputError
 from cryoprob.fourier.normal import Insertion
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.linear_posterior import (
     LinearPosterior,
     Scored,
+    linear_modes_of,
     scored,
-    slice_covariance,
 )
 from cryoprob.inference.statistics import PosteriorSummary, Statistics
 from cryoprob.models.particle_model import ParticleModel
-from cryoprob.models.volumes.linear_modes import LinearModes
 from cryoprob.particles import ParticleStack
 
-__all__ = ["ModesStatistics", "linear_modes_of", "modes_e_step"]
+__all__ = ["ModesStatistics", "modes_e_step"]
 
 
 @dataclass(eq=False)
@@ -41,20 +39,6 @@ class ModesStatistics:
     blocks: dict[tuple[int, int], Insertion]
     mean: Tensor
     covariance: Tensor
-
-
-def linear_modes_of(model: ParticleModel) -> LinearModes:
-    """The model's volume.
-
-    Raises
-    ------
-    InputError
-        If it is another one than linear modes.
-    """
-    if isinstance(model.volume, LinearModes):
-        return model.volume
-    got = type(model.volume).__name__
-    raise InputError("volume", expected="linear modes (LinearModes)", got=got)
 
 
 def modes_e_step(
@@ -95,7 +79,7 @@ def modes_e_step(
         for part in scored(model, guide, stack, index, covariance=covariance, **options):
             to.common.add_power(part.images, model.noise.sigma2)
             posterior = part.posterior.modal() if hard else part.posterior
-            _collect(model, part, posterior, to, covariance)
+            _collect(model, part, posterior, to)
     return to
 
 
@@ -122,15 +106,13 @@ def _collect(
     part: Scored,
     posterior: LinearPosterior,
     to: ModesStatistics,
-    covariance: Tensor | None,
 ) -> None:
     """Insert some images into every block; their expected residuals and summaries."""
     first, second = (v.to(part.images.transfer) for v in posterior.moments())
     expected = torch.einsum("na,anm->nm", first.to(part.slices), part.slices)
     power = expected.abs().square() + _variance(part.slices, posterior.covariance)
-    if covariance is not None:
-        errors = slice_covariance(model.band, covariance).to(power)
-        power += torch.einsum("nab,mab->nm", second, errors)
+    if part.errors is not None:
+        power += torch.einsum("nab,nabm->nm", second, part.errors)
     images, group = part.images, int(part.images.group[0])
     sums = (part.numerator, images.transfer, expected, power / 2, part.rotation)
     to.common.add_slices(group, *sums, model.band, model.noise.sigma2[group])

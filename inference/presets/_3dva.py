@@ -18,9 +18,10 @@ PRESET = Preset(
     words=(
         "z is the least-squares fit of every image, without prior and without doubt; modes by the"
         " M-step at these z, made orthonormal after each step, which holds their scale: subspaces"
-        " are right, amplitudes are not (ppca has them). The M-step is coupled over voxels where"
-        " the paper's is component by component; a band up to max_radius in place of the low-pass"
-        " filter; amplitudes per image with contrast=true; the mean is updated too."
+        " are right, amplitudes are not, as noise counts for motion (ppca has them); z is told in"
+        " units of its standard deviation along the first axis. The M-step is coupled over voxels"
+        " where the paper's is component by component; a band up to max_radius in place of the"
+        " low-pass filter; amplitudes per image with contrast=true; the mean is updated too."
     ),
     config={"poses": "known"},
     plan={"zdim": 3, "max_iterations": 20},

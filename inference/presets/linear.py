@@ -37,5 +37,6 @@ def linear_modes(scene: Scene, **options: bool) -> Built:
     state, wanted = ModesState(half), {"noise": plan.noise, "tau2": plan.tau2} | options
     algorithm = ModesEM(scene.seed, max_iterations=plan.max_iterations, **wanted)
     settle = partial(turn_to_axes, half)
-    finish = partial(finish_modes, state, scene.stack)
+    kind = {"hard": algorithm.hard, "flat": algorithm.orthonormal}
+    finish = partial(finish_modes, state, scene.stack, **kind)
     return Built(half, algorithm, state, plan.max_iterations, finish, settle)

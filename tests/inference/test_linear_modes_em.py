@@ -10,13 +10,10 @@ from torch.distributions import kl_divergence
 
 from cryoprob.checks import InputError
 from cryoprob.fourier.bands import full_band
-from cryoprob.fourier.gaussian_map import GaussianMap
 from cryoprob.fourier.shells import spread
 from cryoprob.fourier.transforms import fft3, ifft3
-from cryoprob.geometry.rotations import random_rotations
-from cryoprob.inference.filtered import filter_images
 from cryoprob.inference.linear_modes_em import ModesEM, principal, random_modes
-from cryoprob.inference.linear_posterior import latents, slice_covariance
+from cryoprob.inference.linear_posterior import latents
 from cryoprob.inference.loop import Quiet, run_loop
 from cryoprob.inference.modes_m_step import (
     BlockEquations,
@@ -30,7 +27,6 @@ from cryoprob.inference.modes_statistics import modes_e_step
 from cryoprob.inference.treatments.known import Known
 from cryoprob.models.volumes.fourier_gaussian import FourierGaussian
 from cryoprob.models.volumes.fourier_voxels import SpectralGaussian
-from cryoprob.models.volumes.linear_modes import LinearModes
 
 F64 = torch.float64
 FIXED = {"noise": False, "tau2": False, "expand": False, "gain": -math.inf}
@@ -250,7 +246,8 @@ def test_hard_em_runs_away_in_scale():
     values = {name: torch.tensor(found, dtype=F64) for name, found in last.items()}
     assert float((values["exact"] / true - 1).abs().max()) < 0.1
     assert float((values["hard"] / true).min()) > 2
-    torch.testing.assert_close(values["orthonormal"], torch.ones(2, dtype=F64))
+    before = torch.tensor(ends["orthonormal"][-4]["singular_values"], dtype=F64)
+    torch.testing.assert_close(values["orthonormal"], before, rtol=0.01, atol=0)  # it stands
     first = [record["singular_values"][0] for record in ends["hard"]]
     assert first[-1] > 1.02 * first[-3] > 1.02**2 * first[-5]  # and on it goes
     assert ends["exact"][-1]["z_variance"] > 0.7  # of the posterior means; 1 less their variance
@@ -299,40 +296,39 @@ def test_single_precision_agrees():
     torch.testing.assert_close(values[1], values[0], rtol=1e-3, atol=0)
 
 
+def jumping(shells, generator, last=2):
+    """Covariances of two components per shell, a hundred times larger beyond shell ``last``."""
+    root = 0.1 * torch.randn(shells, 2, 2, generator=generator, dtype=F64)
+    root[last + 1 :] *= 10
+    return root @ root.mT
+
+
+def drawn_maps(covariance, box, generator):
+    """Two maps whose modes have these covariances, shell by shell, [2, D, D, D]."""
+    white = torch.randn(2, box, box, box, generator=generator, dtype=F64)
+    root = spread(torch.linalg.cholesky(covariance).movedim(0, -1), box)
+    return ifft3(torch.einsum("abzyx,bzyx->azyx", root.to(torch.complex128), fft3(white))).real
+
+
 def test_doubt_is_the_mean_over_components(generator):
+    """Log densities at z, averaged over components drawn from their law."""
     problem, start = scattered(n=4, values=(6.0,))
     model, guide, stack = problem.model, problem.guide(start), problem.stack
-    band, shells = model.band, 6
-    root = 0.1 * torch.randn(shells, 2, 2, generator=generator, dtype=F64)
-    covariance = root @ root.mT
-    sure = latents(model, guide, stack)
-    found = latents(model, guide, stack, covariance=covariance)
-    images = filter_images(model, stack, torch.arange(4))
-    slices = model.volume.component_slices(start, stack.rotation)
+    covariance = jumping(6, generator)
     z = torch.randn(4, 1, generator=generator, dtype=F64)
-    # both are quadratic in z: their difference at a z of three is that of the mean energy
-    lost = torch.zeros(4, dtype=F64)
-    for m, weight in enumerate(band.weight):
-        c = 8 * weight**2 * covariance[band.shell[m]]
-        lost += images.transfer[:, m] * (c[0, 0] + 2 * z[:, 0] * c[0, 1] + z[:, 0] ** 2 * c[1, 1])
-    values = [
-        one.log_joint - (z - one.mean)[:, 0] ** 2 / one.covariance[:, 0, 0] / 2
-        for one in (sure, found)
-    ]
-    assert slices.shape == (2, 4, len(band))
-    torch.testing.assert_close(values[0] - values[1], lost / 2)
 
+    def at_z(one):  # all are quadratic in z
+        return one.log_joint - (z - one.mean)[:, 0] ** 2 / one.covariance[:, 0, 0] / 2
 
-def test_slices_of_uncertain_maps_have_the_variance_told(generator):
-    volume = LinearModes(16, 1, dtype=F64, radius=6)
-    tau2 = torch.linspace(2, 1, 10, dtype=F64)
-    rotation = random_rotations(8, generator, F64)
-    exact = GaussianMap(torch.zeros(16, 16, 16, dtype=F64), spread(tau2, 16))
-    wanted = exact.slice_variance(volume.slicer, rotation)
-    found = slice_covariance(volume.band, tau2[:, None, None])[:, 0, 0]
-    # interpolation in a padded grid, at its worst at the edge of the box
-    ratio = (wanted.mean(0) / found)[1:]  # at zero frequency the neighbors' errors add up
-    assert float(ratio.min()) > 0.85 and float(ratio.max()) < 1.15
+    wanted = at_z(latents(model, guide, stack, covariance=covariance))
+    found = []
+    for _ in range(400):
+        drawn = problem.guide(start + drawn_maps(covariance, 8, generator))
+        found.append(at_z(latents(model, drawn, stack)))
+    found = torch.stack(found)
+    assert float(found.std(0).min()) > 1  # nats: it matters
+    error = found.std(0) / len(found) ** 0.5
+    assert float(((found.mean(0) - wanted) / error).abs().max()) < 4  # of 4, at 1e-4
 
 
 def test_the_divergence_is_that_of_normal_maps(generator):

@@ -9,6 +9,7 @@ from moving import moving, principal_angles
 from scenes import assembled, everything
 from torch.distributions import Normal, kl_divergence
 
+from cryoprob.inference.filtered import filter_images
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.vectors import NormalVector
 from cryoprob.inference.learn import seeded
@@ -17,7 +18,9 @@ from cryoprob.inference.linear_posterior import latents
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.presets import cryodrgn
 from cryoprob.inference.treatments.per_image import PerImage
+from cryoprob.models.image_likelihood import shift_phase
 from cryoprob.models.volumes.linear_modes import LinearModes
+from cryoprob.particles import ParticleStack
 
 F64 = torch.float64
 
@@ -29,13 +32,19 @@ def seen():
     return moving(n=500, dtype=torch.float32, **smooth)
 
 
+def run(stack, name, **options):
+    """A preset's fit, before its end."""
+    options = {"zdim": 2, "max_radius": 2, "max_iterations": 9, "dtype": torch.float32} | options
+    built = assembled(stack, name, **options)
+    while not built.state.done:
+        built.algorithm.step(built.state, stack)
+    return built
+
+
 @cache
 def fitted(name):
     """Components of a preset's fit, and its records."""
-    options = {"zdim": 2, "max_radius": 2, "max_iterations": 9, "dtype": torch.float32}
-    built = assembled(seen().stack, name, **options)
-    while not built.state.done:
-        built.algorithm.step(built.state, seen().stack)
+    built = run(seen().stack, name)
     return built.half.guide.volume.coefficients.detach(), built.state.history
 
 
@@ -70,6 +79,42 @@ def test_3dva_finds_the_span_and_holds_the_scale():
     gram = found[1:].flatten(1) @ found[1:].flatten(1).T
     torch.testing.assert_close(gram, torch.eye(2), atol=1e-5, rtol=0)  # float32
     assert all(record["kind"].startswith("profile") for record in history)
+
+
+def test_3dva_tells_the_least_squares_z_of_every_image():
+    """Without prior or doubt: the residual of each image has no part along its modes."""
+    stack = seen().stack
+    built = run(stack, "3dva")
+    result, half = built.finish(), built.half
+    images = filter_images(half.model, stack, torch.arange(len(stack)))
+    phase = shift_phase(half.model.band, stack.shift.float(), stack.pixel_size)
+    point, rotation = half.guide.volume.coefficients.detach(), stack.rotation.float()
+    mean, *modes = half.model.volume.component_slices(point, rotation)
+    fit = mean + sum(
+        z[:, None] * mode for z, mode in zip(result.states.mean.T, modes, strict=True)
+    )
+    residual = images.image * phase.conj() - images.transfer * fit
+    for mode in modes:
+        force = (mode.conj() * residual).real.sum(1)
+        scale = (images.transfer * mode.abs() ** 2).sum(1).sqrt()  # of the noise in it
+        # rounding of single precision; a prior of z would leave z / scale, some 0.2
+        assert float((force / scale).abs().max()) < 1e-3
+    assert not result.states.std.any()
+    # one step further than the last record
+    assert abs(float(result.posterior.bound.mean()) - built.state.history[-1]["bound"]) < 0.01
+    assert "profile log joint" in result.trust
+    first = result.states.mean.std(0, correction=0)
+    assert float(first[0]) > float(first[1]) and abs(float(first[0]) - 1) < 0.02
+
+
+def test_3dva_does_not_depend_on_the_gray_scale():
+    stack, found = moving(n=200, dtype=torch.float32, snr=2.0, blur=3.0, resolution=6.0).stack, []
+    pixels = stack.images(torch.arange(len(stack)))
+    parts = stack.optics, stack.rotation, stack.shift, stack.group
+    for factor in (0.1, 10.0):
+        scaled = ParticleStack.from_arrays(pixels * factor, stack.pixel_size, *parts)
+        found.append(run(scaled, "3dva", max_iterations=5).finish().states.mean)
+    torch.testing.assert_close(found[0].abs(), found[1].abs(), rtol=1e-2, atol=1e-3)  # float32
 
 
 def test_covariance_has_the_span_and_the_values_of_ppca():
