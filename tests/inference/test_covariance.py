@@ -105,3 +105,21 @@ def test_large_boxes_and_stacks_are_refused():
     problem = moving(box=8, n=20)
     with pytest.raises(InputError, match="MiB or less"):
         estimate_covariance(problem.model, problem.guide(), problem.stack, memory=2**16)
+
+
+def test_images_of_noise_alone_have_no_covariance():
+    """At the model's own whitening: what the images' noise adds to second moments is taken off."""
+    found, taken = [], []
+    for seed in range(8):
+        problem = moving(box=8, n=150, values=(1e-6,), mean=1e-6, radius=2, seed=seed)
+        whose = problem.model, problem.guide(), problem.stack
+        estimate = estimate_covariance(*whose, ridge=0.03, tolerance=1e-3)
+        found.append(estimate.covariance.trace() / len(estimate.covariance))
+        problem.model.noise.sigma2.mul_(1e-6)  # what would be left if none were taken off
+        left = estimate_covariance(*whose, ridge=0.03, tolerance=1e-3)
+        taken.append(left.covariance.trace() / len(left.covariance))
+    found, taken = torch.stack(found), torch.stack(taken)
+    error = found.std() / len(found) ** 0.5
+    # the mean fitted beside it takes 33 of 150 * 25 numbers, a hundredth of the noise
+    assert abs(float(found.mean())) < 6 * float(error) + 0.01 * float(taken.mean())
+    assert float(taken.mean()) > 30 * float(error)  # or the test would not see it

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 from moving import moving, principal_angles
 from scenes import assembled, everything
@@ -115,6 +116,22 @@ def test_3dva_does_not_depend_on_the_gray_scale():
         scaled = ParticleStack.from_arrays(pixels * factor, stack.pixel_size, *parts)
         found.append(run(scaled, "3dva", max_iterations=5).finish().states.mean)
     torch.testing.assert_close(found[0].abs(), found[1].abs(), rtol=1e-2, atol=1e-3)  # float32
+
+
+@pytest.mark.parametrize("name", ["3dva", "ppca"])
+def test_amplitudes_of_images_are_found_with_contrast(name, generator):
+    plain = moving(n=150, dtype=torch.float32, snr=4.0, blur=3.0, mean=20.0, resolution=6.0).stack
+    amplitude = 0.7 + 0.7 * torch.rand(len(plain), generator=generator)
+    pixels = amplitude[:, None, None] * plain.images(torch.arange(len(plain)))
+    parts = plain.optics, plain.rotation, plain.shift, plain.group
+    stack = ParticleStack.from_arrays(pixels, plain.pixel_size, *parts)
+    fits = [run(stack, name, contrast=told) for told in (False, True)]
+    given, scale = (fit.half.model.known_contrast.scale for fit in fits)
+    assert not len(given)  # all are 1
+    # a mode along the mean can tell amplitudes as well; chance is 0 +- .08
+    assert float(torch.stack([scale, amplitude]).corrcoef()[0, 1]) > 0.4
+    nats = [fit.state.history[-1]["bound"] for fit in fits]
+    assert nats[1] > nats[0] + 0.1
 
 
 def test_covariance_has_the_span_and_the_values_of_ppca():
