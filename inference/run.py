@@ -27,7 +27,7 @@ from cryoprob.inference.loop import (
 )
 from cryoprob.inference.presets.base import Preset
 from cryoprob.inference.presets.menu import load
-from cryoprob.inference.reload import system_of
+from cryoprob.inference.reload import check_settings, system_of
 from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
@@ -84,6 +84,7 @@ class _Run:
             self.saved = load_checkpoint(self.checkpoint)
         self.stack = stack_of(config)
         config.latent.check(self.stack)
+        check_settings(config, self.stack)
         self.family = family(config.family)
         self.plan = self.family.settle(config.schedule)
 

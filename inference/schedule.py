@@ -8,10 +8,13 @@ from typing import Any
 
 from cryoprob.checks import InputError, did_you_mean, require
 
-__all__ = ["VOLUMES", "Schedule"]
+__all__ = ["OF_PRESETS", "VOLUMES", "Schedule"]
 
 VOLUMES = ("point", "gaussian")
 """What q of the map may be."""
+
+OF_PRESETS = ("zdim", "width", "layers", "gaussians", "epochs", "beta", "anneal", "kl_start")
+"""Settings that no family has: of conformations that move, and of training by gradients alone."""
 
 _BOUNDS = ("none", "points", "probable", "cells")
 _M_STEPS = ("exact", "diagonal", "gradient")
@@ -184,6 +187,10 @@ class Schedule:
         for name in _POSITIVE:
             value = getattr(self, name)
             require(value > 0, name, expected="a positive number", got=str(value))
+
+    def only(self, *names: str) -> "Schedule":
+        """A schedule with these settings, all others at their defaults."""
+        return Schedule(**{name: getattr(self, name) for name in names})
 
     def radius(self, box: int, resolution_shell: int) -> int:
         """Largest shell used at a resolution, within what the box and the user allow."""

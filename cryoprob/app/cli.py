@@ -278,6 +278,7 @@ def latent(
     umap: o.Umap = False,
     seed: o.LatentSeed = 0,
     price: o.Price = 0,
+    order: o.PriceOrder = None,
 ) -> None:
     """Conformations of a fit: principal axes, clusters, a path of maps, particles of each region.
 
@@ -285,4 +286,4 @@ def latent(
     """
     from cryoprob.app.latent import show_latent
 
-    show_latent(run, centers, steps, axis, at or [], umap, seed, price)
+    show_latent(run, centers, steps, axis, at or [], umap, seed, price, order)

@@ -17,7 +17,9 @@ from cryoprob.inference.schedule import Schedule
 from cryoprob.io.structures import is_structure
 
 if TYPE_CHECKING:
+    from cryoprob.inference.guide import Guide
     from cryoprob.inference.imaging import Imaging
+    from cryoprob.inference.presets.base import Built, Preset
     from cryoprob.inference.result import FitResult
     from cryoprob.inference.states import States
 
@@ -98,8 +100,8 @@ def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
         On Ctrl-C, with the words how to go on.
     """
     refuse_overwriting(out, resume)
-    _check_input(config)
-    _announce(config, out, resume)
+    built = _check_input(config)
+    _announce(config, built, out, resume)
     result = watched(config, out, resume=resume)
     _conclude(result, out)
     return result
@@ -185,8 +187,12 @@ def _schedule(base: Schedule, settings: Sequence[str]) -> Schedule:
     return replace(base, **{name: getattr(parsed, name) for name in pairs})
 
 
-def _check_input(config: FitConfig) -> None:
-    """Find at once, before anything is said, what is wrong with files and with the device."""
+def _check_input(config: FitConfig) -> "Built | None":
+    """Find at once, before anything is said, what is wrong with files, settings and the device.
+
+    Returns a sketch of a preset's own system, None where families fit.
+    """
+    from cryoprob.inference.reload import check_settings
     from cryoprob.inference.solvent import Solvent
     from cryoprob.inference.starts import kind_of, stack_of
 
@@ -197,25 +203,46 @@ def _check_input(config: FitConfig) -> None:
     for path in config.references:
         got = "no such file"
         require(Path(path).is_file(), "--reference", expected=f"a file {path}", got=got)
+    return check_settings(config, stack)
 
 
-def _announce(config: FitConfig, out: Path, resume: bool) -> None:
+def _announce(config: FitConfig, built: "Built | None", out: Path, resume: bool) -> None:
     say(f"Particles: {config.particles}")
     if config.preset:
         system = load(config.preset)
         say(f"Preset: {system.name} ({system.paper}).")
-    say(_POSES[config.poses])
+    say(_POSES[config.poses] if built is None else _poses(built.half.guide))
     for line in config.latent.words():
         say(line)
     if config.reference is not None:
         low = f", low-passed to {config.low_pass_A:g} A"
         say(f"Start: {config.reference}{'' if is_structure(config.reference) else low}.")
+    elif built is not None:
+        say(_chance(built, load(config.preset)))
     elif config.poses == "ignore":
         starts = config.schedule.starts
         say(f"Start: from nothing; the best of {starts} random starts is refined.")
     how = "goes on from the checkpoint in" if resume else "written to"
     say(f"Seed: {config.seed}. Results: {how} {out}.")
     sys.stdout.flush()
+
+
+def _poses(guide: "Guide") -> str:
+    """What a preset's own system does about poses."""
+    from cryoprob.inference.treatments.known import Known
+
+    turns, moves = (isinstance(part, Known) for part in (guide.rotation, guide.shift))
+    if turns and moves:
+        return "Poses: those of the file are taken as exact (--poses known)."
+    what = "rotations are inferred, images taken as centered" if moves else "all are inferred"
+    return f"Poses: those of the file are ignored; {what} (--poses ignore)."
+
+
+def _chance(built: "Built", preset: "Preset") -> str:
+    """How a preset's own system starts from nothing."""
+    if bool(built.half.guide.volume.coefficients.any()):
+        return f"Start: from nothing, once: the volume ({preset.row.volume}) is drawn by chance."
+    return "Start: from nothing; the first mean is the reconstruction at the poses."
 
 
 def _conclude(result: "FitResult", out: Path) -> None:

@@ -1,6 +1,6 @@
 """The ``latent`` command: what a fit says of the conformations, in tables, maps and a picture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def show_latent(
     umap: bool,
     seed: int,
     price: int = 0,
+    order: int | None = None,
 ) -> None:
     """Principal axes, centers of clusters, a path, chosen points; who lies where; what it costs.
 
@@ -125,7 +126,7 @@ def show_latent(
     if doubt:
         say(doubt)
     if price:
-        _tell_price(out, built, stack, price, seed)
+        _tell_price(out, built, stack, price, seed, order)
 
 
 def _point(text: str, size: int) -> Tensor:
@@ -187,10 +188,13 @@ def _tell(found: Latent, share: Tensor, occupancy: Tensor, folder: Path) -> None
     say(f"\nMaps, particles of each region, latent.csv and latent.png are in {folder}.")
 
 
-def _tell_price(out: Path, built: Built, stack: ParticleStack, count: int, seed: int) -> None:
+def _tell_price(
+    out: Path, built: Built, stack: ParticleStack, count: int, seed: int, order: int | None
+) -> None:
     """Nats per image that one pose costs, and the law of z, for some images spread over all."""
     plan, half = FitConfig.from_toml(out / "config.toml").schedule, built.half
-    order = plan.order(half.model.band.radius)
+    order = plan.order(half.model.band.radius) if order is None else order
+    plan = replace(plan, coarse_order=min(plan.coarse_order, order))
     index = torch.linspace(0, len(stack) - 1, min(count, len(stack))).long()
     options: dict[str, Any] = {"order": order, "nodes": _NODES, "seed": seed}
     options["objective"] = built.objective

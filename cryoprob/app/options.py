@@ -202,6 +202,17 @@ Price = Annotated[
     ),
 ]
 
+PriceOrder = Annotated[
+    int | None,
+    Option(
+        "--order",
+        metavar="K",
+        min=1,
+        max=4,
+        help="With --price: grid of rotations, 60 / 2^K degrees apart. Default: as the band asks.",
+    ),
+]
+
 # presets
 
 MaybePreset = Annotated[

@@ -18,6 +18,7 @@ from cryoprob.inference.imaging import Latent, exact_imaging
 from cryoprob.inference.joint import Joint, JointState
 from cryoprob.inference.joint_finish import finish_joint, settle_contrasts
 from cryoprob.inference.loop import Algorithm, State
+from cryoprob.inference.noted import Noted, NotedSchedule
 from cryoprob.inference.objectives.base import Objective
 from cryoprob.inference.result import FitResult
 from cryoprob.inference.schedule import Schedule
@@ -62,8 +63,12 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """What a preset builds from.
+class Scene(Noted):
+    """What a preset builds from; notes what is read of the plan and of the options.
+
+    What a preset leaves unread has its default (:mod:`cryoprob.inference.unused` sees to it), so
+    that a reading which is no use, of what all presets share, may go by :attr:`given`. A part that
+    reads settings only later is handed those it has (:meth:`Schedule.only`).
 
     Attributes
     ----------
@@ -81,7 +86,13 @@ class Scene:
         ``dtype`` and ``device``.
     latent
         Which of contrast and defocus are sites of their own.
+    sketch
+        It is built for what it reads only: no image is looked at.
+    given
+        The plan, its readings not noted.
     """
+
+    watched = frozenset({"references", "low_pass_A", "symmetry"})
 
     stack: ParticleStack
     plan: Schedule
@@ -92,6 +103,11 @@ class Scene:
     symmetry: str
     kind: dict[str, Any]
     latent: Latent = field(default_factory=Latent)
+    sketch: bool = False
+    given: Schedule = field(init=False)
+
+    def __post_init__(self) -> None:
+        vars(self).update(given=self.plan, plan=NotedSchedule(self.plan), read=set())
 
     @property
     def known(self) -> tuple[Known, Known]:
@@ -110,9 +126,13 @@ class Scene:
     @property
     def start(self) -> Maps | None:
         """The reference map [D, D, D], or None."""
-        if not self.references:
-            return None
-        return self.put(reference_map(self.references[0], self.stack, self.low_pass_A))
+        return self.reader() if self.references else None
+
+    @property
+    def reader(self) -> Callable[[], Maps]:
+        """Reads the first reference [D, D, D]."""
+        given = self.references[0], self.stack, self.low_pass_A
+        return lambda: self.put(reference_map(*given))
 
     @property
     def nowhere(self) -> Known:
@@ -152,13 +172,13 @@ class Scene:
         images' variance is that of an ELBO whose noise variance is ``beta / 2`` in these units.
         """
         power = self.put(starting_noise(self.power))
-        return power if not self.plan.beta else torch.full_like(power, self._held_noise)
+        return power if not self.given.beta else torch.full_like(power, self._held_noise)
 
     @property
     def _held_noise(self) -> float:
         numbers = full_band(self.stack.box).numbers_per_shell()
         mean = (self.power * numbers).sum(1) / numbers.sum()
-        return float(mean.mean()) * self.plan.beta / 2
+        return float(mean.mean()) * self.given.beta / 2
 
     def put(self, values: Tensor) -> Tensor:
         """Numbers in the fit's type and place."""
@@ -176,7 +196,7 @@ class Scene:
         terms: Iterable[Term] = (),
     ) -> ParticleModel:
         """A model of a volume, noise at its start."""
-        return assemble(self.stack, self.plan, self.sigma2, volume, conformation, terms)
+        return assemble(self.stack, self.given, self.sigma2, volume, conformation, terms)
 
     def train(
         self, model: ParticleModel, guide: Guide, objective: Objective, **options: Any
@@ -199,14 +219,22 @@ class Scene:
         radius = self.plan.max_radius or self.stack.box // 2 - 1
         plan, half = self.plan, Half(model, guide, self.everything)
         own: dict[str, Any] = {"rate": plan.learn_rate, "batch": plan.batch, "radius": radius}
-        own |= {"noise": not plan.beta, "anneal": plan.anneal, "first_radius": radius}
-        if plan.kl_start or plan.beta:  # a held noise takes nothing's place
-            options["kl_start"] = plan.kl_start or 1.0
-        joint = Joint(objective, self.seed, self.steps, **own | options)
+        options = own | {"first_radius": radius} | options | self._weights(objective)
+        joint = Joint(objective, self.seed, self.steps, **options)
         state, left = JointState(half), (self.stack, objective, self.seed)
         settle = partial(settle_contrasts, half, *left)
         finish = partial(finish_joint, state, *left)
         return Built(half, joint, state, joint.records, finish, settle, objective=objective)
+
+    def _weights(self, objective: Objective) -> dict[str, Any]:
+        """Of noise and divergence, where the objective is a density of images and has them."""
+        if not objective.sums_imaging:
+            return {}
+        plan = self.plan
+        found: dict[str, Any] = {"noise": not plan.beta, "anneal": plan.anneal}
+        if plan.kl_start or plan.beta:  # a held noise takes nothing's place
+            found["kl_start"] = plan.kl_start or 1.0
+        return found
 
 
 def _summed_by(objective: Objective, seen: dict[str, Treatment]) -> dict[str, Treatment]:

@@ -1,17 +1,15 @@
 """Covariance of maps by least squares, as in ASPIRE."""
 
-from dataclasses import replace
-
 from cryoprob.inference.covariance_fit import CovarianceFit
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
-from cryoprob.inference.presets.linear import linear_modes
+from cryoprob.inference.presets.linear import modes_by
 
 __all__ = ["PRESET"]
 
 
 def build(scene: Scene) -> Built:
     """The whole covariance once; its leading eigenvectors are the modes."""
-    return replace(linear_modes(scene), algorithm=CovarianceFit(scene.seed), steps=1)
+    return modes_by(scene, CovarianceFit(scene.seed), 1)
 
 
 PRESET = Preset(

@@ -10,7 +10,9 @@ __all__ = ["PRESET"]
 def build(scene: Scene) -> Built:
     """Branch and bound, from a grid of 30 degrees."""
     plan = scene.plan
-    search = Bounded("probable", beam=plan.beam, coarse_order=plan.coarse_order)
+    search = Bounded(plan.bound, coarse_order=plan.coarse_order)
+    if search.beam is not None:  # of bounds that have a pose to beat
+        search.beam = plan.beam
     return searching(scene, search, first=0.07, every=0.17)
 
 
@@ -24,10 +26,10 @@ PRESET = Preset(
         " searched anew every fifth pass. The search is made at maps of 16 conformations spread"
         " over the latent space, each image at that nearest to its own, where the paper asks the"
         " network anew for every image, at contrast 1 and the file's defocus even where these are"
-        " latent; the bound is the probabilistic one of cryoSPARC's form, since the paper's is"
-        " none on cells. The paper's second stage is a fit of cryodrgn with a larger width to the"
-        " poses of this one (its particles.star). From a --reference the network starts at it, and"
-        " the poses with a search."
+        " latent; the bound is the probabilistic one of cryoSPARC's form, since the paper's, which"
+        " bound=points gives, is none on cells. The paper's second stage is a fit of cryodrgn with"
+        " a larger width to the poses of this one (its particles.star). From a --reference the"
+        " network starts at it, and the poses with a search."
     ),
     plan={
         "zdim": 8,
@@ -35,6 +37,7 @@ PRESET = Preset(
         "learn_rate": 3e-4,
         "epochs": 30.0,
         "coarse_order": 1,
+        "bound": "probable",
         "beam": 16,
     },
     build=build,

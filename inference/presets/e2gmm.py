@@ -20,9 +20,11 @@ _NEUTRAL = 0.4
 
 def build(scene: Scene) -> Built:
     """The neutral model first, then the encoder and the displacements that it asks for."""
-    plan, volume = scene.plan, cloud(scene)
+    plan = scene.plan
     if scene.references:
         volume = molecule(scene, structure(scene, docked=True), docked=True, free=FREE)
+    else:
+        volume = cloud(scene)
     model, start = scene.model(volume, coordinates(scene)), Point(volume.start(scene.generator))
     turns, shifts = scene.known
     objective = RingCorrelation(concentration_of_power(scene.power.mean(0), scene.stack.box))

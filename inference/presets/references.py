@@ -31,7 +31,7 @@ def found_factor(scene: Scene, density: Maps) -> float:
     guide = Guide(rotation=search, shift=search, volume=Point(density))
     volume = FourierVoxels(density.shape[-1], **scene.kind)
     half = Half(scene.model(volume), guide, scene.everything)
-    match_amplitude(half, scene.stack, scene.plan, scene.symmetry)
+    match_amplitude(half, scene.stack, scene.given, "C1")
     found = guide.volume.coefficients.detach()
     return float((found * density).sum() / density.square().sum())
 
@@ -44,11 +44,13 @@ def warmed(scene: Scene, built: Built, *, known: bool = False) -> Built:
     model, place = built.half.model, built.half.guide.volume.coefficients
     if not scene.references:
         return built
+    read = scene.reader
+    if scene.sketch:
+        read()  # what is wrong with the file is found before any work
 
     def begin() -> None:
         """Volumes that are maps take it; others learn to give its slices for every z."""
-        given = scene.start
-        assert given is not None
+        given = read()
         alone = scene.model(FourierVoxels(len(given), **scene.kind))
         if known:
             wanted = regressed_amplitude(alone, given, scene.stack) * given

@@ -40,6 +40,7 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
         Share of the training before the first search, and from one to the next.
     """
     plan, stack, generator = scene.plan, scene.stack, scene.generator
+    grids = plan.only("coarse_order", "max_order", "turn", "shift_extent", "shift_step")
     volume = network(scene, plan.zdim, generator)
     turns = PerImage(DiracRotation(), scene.rotation.expand(len(stack), 3, 3))
     moves = PerImage(DiracShift(scene.unit_A), scene.nowhere.values)
@@ -52,7 +53,7 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
     built = scene.train(scene.model(volume, prior), guide, ProfileLogJoint(), **options)
     begun, period = (max(1, round(share * built.steps)) for share in (first, every))
     assert isinstance(built.algorithm, Joint)
-    turn = Alternating(built.algorithm, plan, search, 0 if scene.references else begun, period)
+    turn = Alternating(built.algorithm, grids, search, 0 if scene.references else begun, period)
     finish = partial(_told, built.finish)
     return warmed(scene, replace(built, algorithm=turn, finish=finish))
 

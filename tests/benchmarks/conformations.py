@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from chains import write_frame
 from judged import basic_arguments
+from scenes import trimmed
 
 from cryoprob.app.fit import configure
 from cryoprob.fourier.transforms import crop_map
@@ -91,6 +92,7 @@ def row(
             else given.out / name.replace(" ", "-").replace(":", "-")
         )
         config = configure(options, given.set if name != "one map" else [], None, out, False)
+        config = trimmed(config) if config.preset else config
         result = run_fit(config, out, observer=Quiet())
     ranks = float("nan"), float("nan")
     if result.states is not None:

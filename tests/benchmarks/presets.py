@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from chains import write_frame
 from judged import basic_arguments
+from scenes import trimmed
 
 from cryoprob.app.evaluate import evaluate
 from cryoprob.app.fit import configure
@@ -62,7 +63,7 @@ def row(name: str, given: argparse.Namespace, folder: Path) -> str:
     command, truth = options(name, given.data, folder)
     command |= {"preset": name, "seed": given.seed, "threads": given.threads}
     out = folder / name
-    config = configure(command, given.set, None, out, False)
+    config = trimmed(configure(command, given.set, None, out, False))
     began = time.time()
     result = run_fit(config, out, observer=Quiet())
     minutes, told = (time.time() - began) / 60, evaluate(out, truth).numbers()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from scenes import trimmed
 from torch import Tensor
 
 from cryoprob.app.fit import configure
@@ -64,8 +65,8 @@ def fitted(
 ) -> tuple[FitResult, float]:
     """A preset's fit with the options of the command line, and its minutes.
 
-    Settings of the form ``preset:name=value`` go to that preset alone. ``one map`` is no preset
-    but exact EM of one map at known poses.
+    Settings of the form ``preset:name=value`` go to that preset alone, others to all that use
+    them. ``one map`` is no preset but exact EM of one map at known poses.
     """
     options = {"particles": star, "seed": given.seed, "threads": given.threads}
     options |= {"poses": "known"} if name == "one map" else {"preset": name}
@@ -75,6 +76,7 @@ def fitted(
     alike = name != "one map"
     settings = [text[-1] for text in own if text[0] == name or (alike and len(text) == 1)]
     config = configure({**options, **more}, settings, None, out, False)
+    config = trimmed(config) if config.preset else config
     began = time.time()
     return run_fit(config, out, observer=Told()), (time.time() - began) / 60
 

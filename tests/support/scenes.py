@@ -1,17 +1,23 @@
 """Presets put together as a fit does it, on stacks in memory."""
 
+from dataclasses import replace
+
 import torch
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.inference.build import build_guide, build_model, image_power
+from cryoprob.inference.config import FitConfig
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.half import Half
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.presets.base import Scene
 from cryoprob.inference.presets.menu import load
-from cryoprob.inference.schedule import Schedule
+from cryoprob.inference.reload import sketch_of
+from cryoprob.inference.schedule import OF_PRESETS, Schedule
 from cryoprob.inference.solvent import Solvent
+from cryoprob.inference.starts import stack_of
+from cryoprob.inference.unused import taken
 
 F64 = torch.float64
 
@@ -19,6 +25,20 @@ F64 = torch.float64
 def plan_of(name, **settings):
     """The preset's settings, and those given in their place."""
     return Schedule(**{**load(name).plan, **settings})
+
+
+def trimmed(config):
+    """A configuration without the settings and the filter that its preset does not use."""
+    preset = load(config.preset)
+    names = set(Schedule.__dataclass_fields__) - set(OF_PRESETS)
+    if preset.build is not None:
+        sketch = sketch_of(config, stack_of(config))
+        preset.build(sketch)
+        options, names = map(set, taken(sketch))
+        if "--low-pass" not in options:
+            config = replace(config, low_pass_A=FitConfig.low_pass_A)
+    used = {name: getattr(config.schedule, name) for name in names}
+    return replace(config, schedule=Schedule(**{**preset.plan, **used}))
 
 
 def scene(stack, name, references=(), *, dtype=F64, low_pass_A=1.0, seed=1, **settings):

@@ -15,7 +15,8 @@ def particles(tmp_path_factory):
 
 
 def fit(particles, out, *more):
-    given = ["fit", particles, "--out", out, "--seed", 1, "--threads", 1, "--mask", "sphere"]
+    given = ["fit", particles, "--out", out, "--seed", 1, "--threads", 1]
+    given += [] if "--preset" in more else ["--mask", "sphere"]
     return CliRunner().invoke(app, [str(a) for a in [*given, *more]])
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from chains import bead_chain, write_chain
 from pretend import Pretend
+from scenes import trimmed
 
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.conformation_budget import conformation_budget
@@ -60,7 +61,7 @@ def config(images, name, device, reference=None, epochs=QUICK["epochs"], **setti
     plan = {k: v for k, v in QUICK.items() if preset.build or k not in ("zdim", "gaussians")}
     plan |= {"epochs": epochs} | ({"max_radius": 3} if name == "covariance" else {})
     given = {**preset.config, **settings}
-    return FitConfig(
+    fit = FitConfig(
         str(images / "truth.star"),
         reference=None if reference is None else str(images / reference),
         low_pass_A=20.0,
@@ -72,6 +73,7 @@ def config(images, name, device, reference=None, epochs=QUICK["epochs"], **setti
         schedule=Schedule(**{**preset.plan, **plan}),
         **given,
     )
+    return trimmed(fit)
 
 
 def tensors(value, name=""):

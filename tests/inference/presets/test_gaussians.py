@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from chains import bead_chain, write_chain
+from scenes import trimmed
 
 from cryoprob.checks import InputError
 from cryoprob.inference.amplitude import regressed_amplitude
@@ -32,13 +33,14 @@ def drawn(tmp_path_factory):
     return simulate(volume, PIXEL, COUNT, 4.0, generator, out=folder)
 
 
-def config(drawn, name, reference="chain.pdb", **settings):
+def config(drawn, name, reference="chain.pdb", trim=True, **settings):
     preset = load(name)
     quick = {"width": 6, "layers": 1, "batch": 8, "epochs": 20.0, "zdim": 2, "gaussians": 20}
     plan = Schedule(**{**preset.plan, **quick, **settings})
     path = None if reference is None else str(drawn.truth.with_name(reference))
     given = {**preset.config, "reference": path}
-    return FitConfig(str(drawn.truth), preset=name, seed=2, schedule=plan, **given)
+    fit = FitConfig(str(drawn.truth), preset=name, seed=2, schedule=plan, **given)
+    return trimmed(fit) if trim else fit
 
 
 def system(drawn, name, **options):
@@ -89,11 +91,11 @@ def test_structures_lie_where_poses_are_known_and_are_centered_where_not(drawn):
 @pytest.mark.parametrize("name", ["cryofold", "atomvae"])
 def test_a_structure_is_needed(drawn, name):
     with pytest.raises(InputError, match="an atomic structure .* got none"):
-        system(drawn, name, reference=None)
+        system(drawn, name, reference=None, trim=False)
     with pytest.raises(InputError, match=r"an atomic structure[\s\S]*truth.mrc"):
-        system(drawn, name, reference="truth.mrc")
+        system(drawn, name, reference="truth.mrc", trim=False)
     with pytest.raises(InputError, match="no such file"):
-        system(drawn, name, reference="absent.cif.gz")
+        system(drawn, name, reference="absent.cif.gz", trim=False)
 
 
 def test_a_structure_far_away_is_refused(drawn):
@@ -101,7 +103,7 @@ def test_a_structure_far_away_is_refused(drawn):
     write_chain(far, bead_chain(30, torch.Generator().manual_seed(1)) + 60.0)
     for name in ("cryofold", "e2gmm"):
         with pytest.raises(InputError, match="in the frame of the poses"):
-            system(drawn, name, reference="far.pdb")
+            system(drawn, name, reference="far.pdb", trim=False)
     system(drawn, "atomvae", reference="far.pdb")
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from chains import bead_chain, write_chain
 from imaged import make_imaged, write_imaged
+from scenes import trimmed
 from scipy import stats
 
 from cryoprob.checks import InputError
@@ -46,14 +47,14 @@ def scene(tmp_path_factory):
     return imaged, write_imaged(imaged, folder), folder
 
 
-def config(star, name, epochs=2.0, **settings):
+def config(star, name, epochs=2.0, small=None, **settings):
     """A small fit of a preset, on as little as it takes."""
     preset, quick = load(name), {"width": 32, "layers": 1, "batch": 24, "learn_rate": 1e-3}
     quick |= {"zdim": 2} if "zdim" in preset.plan else {}
     quick |= {"coarse_order": 0, "max_order": 1, "shift_extent": 2.0, "gaussians": 10}
-    plan = Schedule(**{**preset.plan, **quick, "epochs": epochs})
+    plan = Schedule(**{**preset.plan, **quick, **(small or {}), "epochs": epochs})
     given = {"seed": 2, "threads": 1, **preset.config, **settings}
-    return FitConfig(str(star), preset=name, schedule=plan, **given)
+    return trimmed(FitConfig(str(star), preset=name, schedule=plan, **given))
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +145,8 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(tmp_path, name):
     imaged = make_imaged(box=12, n=24, power=2000.0, spread=SPREAD, error_A=ERROR_A)
     write_map(tmp_path / "map.mrc", imaged.volume.float(), imaged.model.pixel_size)
     star = write_imaged(imaged, tmp_path)
-    settings = config(star, name, 36.0, **BOTH, defocus_nodes=5)  # three records
     quick = {"width": 8, "batch": 8, "max_order": 0}
-    settings = replace(settings, schedule=replace(settings.schedule, **quick))
+    settings = config(star, name, 36.0, quick, **BOTH, defocus_nodes=5)  # three records
     if name != "cryodrgn":
         settings = replace(settings, reference=str(tmp_path / "map.mrc"), low_pass_A=12.0)
     whole = run_fit(settings, tmp_path / "whole")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from chains import bead_chain, write_chain
+from scenes import trimmed
 from typer.testing import CliRunner
 
 from cryoprob.app.cli import app
@@ -62,7 +63,7 @@ def drawn(tmp_path_factory):
     return simulate(volume, PIXEL, COUNT, 1.0, generator, out=folder)
 
 
-def config(drawn, name, **settings):
+def config(drawn, name, trim=True, **settings):
     """A small fit of a preset, from the table that has the poses."""
     preset = load(name)
     quick = QUICK | ({"zdim": 2} if "zdim" in preset.plan else {})
@@ -73,7 +74,8 @@ def config(drawn, name, **settings):
         given["reference"] = str(drawn.truth.with_name("chain.pdb"))
     if name in NOTHING:
         del given["reference"]
-    return FitConfig(str(drawn.truth), preset=name, seed=2, threads=1, schedule=plan, **given)
+    fit = FitConfig(str(drawn.truth), preset=name, seed=2, threads=1, schedule=plan, **given)
+    return trimmed(fit) if trim else fit
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -192,7 +194,7 @@ def test_settings_that_a_system_does_not_have_are_refused(drawn, tmp_path):
         with pytest.raises(InputError, match="settings that cryofire has"):
             run_fit(replace(config(drawn, "cryofire"), **wrong), tmp_path / next(iter(wrong)))
     with pytest.raises(InputError, match="1 or more coordinates, got 0"):
-        run_fit(config(drawn, "cryodrgn", zdim=0), tmp_path / "fit")
+        run_fit(config(drawn, "cryodrgn", trim=False, zdim=0), tmp_path / "fit")
 
 
 def test_classes_need_what_sums_them_out(tmp_path):
