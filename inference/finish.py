@@ -3,7 +3,7 @@
 And a verdict in words.
 """
 
-from math import log
+from math import isfinite, log
 from typing import Any
 
 import torch
@@ -126,6 +126,8 @@ def verdict(
         )
     gain = float((posterior.bound - noise_only).mean())
     doubts = []
+    if not isfinite(gain):
+        return f"Do not trust this map: the images' nats are no number ({gain})."
     if gain < 1:
         doubts.append(
             f"the map explains the images hardly better than noise ({gain:+.2f} nats per image)"

@@ -7,6 +7,7 @@ from cryoprob.inference.build import noise_log_density
 from cryoprob.inference.finish import verdict
 from cryoprob.inference.half import Half
 from cryoprob.inference.joint_finish import states_of, summary_at
+from cryoprob.inference.latent import collapse
 from cryoprob.inference.linear_modes_em import ModesState, principal
 from cryoprob.inference.linear_posterior import known_poses, latents, prior_scale
 from cryoprob.inference.result import FitResult
@@ -58,6 +59,7 @@ def finish_modes(
     for k, mode in enumerate(point.data[1:], 1):
         states.maps[f"mode_{k}"] = (unit[k - 1] * mode).cpu()
     rotation, shift = known_poses(half.guide)
+    doubt = collapse(mean, spread)
     posterior = summary_at(found.log_evidence, rotation, shift)
     return FitResult(
         volume=volume.cpu(),
@@ -67,7 +69,7 @@ def finish_modes(
         criterion="the band of the fit; no half sets",
         posterior=posterior,
         history=state.history,
-        trust=verdict(posterior, noise_log_density(stack), [], True, kind),
+        trust=f"{verdict(posterior, noise_log_density(stack), [], True, kind)} {doubt}".rstrip(),
         fitted=half,
         states=states,
     )

@@ -1,6 +1,7 @@
 """One fit from a configuration: read, start, refine, write; resumes from its checkpoint."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,10 @@ class _Run:
         """Start maps [R, D, D, D] of the configuration."""
         low = self.config.low_pass_A
         maps = [reference_map(path, self.stack, low) for path in self.config.references]
+        alike = any(torch.equal(a, b) for a, b in combinations(maps, 2))
+        wanted = "maps that differ: classes that begin alike stay alike"
+        remedy = "Give one map alone; the images are then split by chance."
+        require(not alike, "--reference", expected=wanted, got="the same twice", remedy=remedy)
         return torch.stack(maps)
 
     def _refine(self, starts: AbInitioState | Maps, power: Tensor) -> EMState:

@@ -279,6 +279,7 @@ def latent(
     seed: o.LatentSeed = 0,
     price: o.Price = 0,
     order: o.PriceOrder = None,
+    share: o.Share = 0.01,
 ) -> None:
     """Conformations of a fit: principal axes, clusters, a path of maps, particles of each region.
 
@@ -286,4 +287,4 @@ def latent(
     """
     from cryoprob.app.latent import show_latent
 
-    show_latent(run, centers, steps, axis, at or [], umap, seed, price, order)
+    show_latent(run, centers, steps, axis, at or [], umap, seed, price, order, share)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,6 @@ from cryoprob.types import Maps
 __all__ = ["Latent", "show_latent"]
 
 _NODES = 7
-
-_LEAST = 0.01
-"""Posterior weight below which a particle is left out of a region's table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +77,7 @@ def show_latent(
     seed: int,
     price: int = 0,
     order: int | None = None,
+    least: float = 0.01,
 ) -> None:
     """Principal axes, centers of clusters, a path, chosen points; who lies where; what it costs.
 
@@ -112,7 +111,7 @@ def show_latent(
     shares = region_shares(found.mean, found.std, points, seed)
     if stack.table is not None:
         for number, share in enumerate(shares.unbind(1), 1):
-            rows = (share >= _LEAST).nonzero()[:, 0]
+            rows = (share >= least).nonzero()[:, 0]
             part, extra = stack.table[rows.numpy()], {"cryoprobRegionShare": share[rows]}
             write_particles(folder / f"center_{number:02d}.star", part, extra=extra)
     pictured = _umap(found.mean, seed) if umap else axes.project(found.mean)
@@ -122,7 +121,7 @@ def show_latent(
     doubt = collapse(found.mean, found.std)
     marks = pictured[near[0]], pictured[near[1]]
     plot_latent(folder / "latent.png", pictured, *marks, names, doubt)
-    _tell(found, axes.share, shares.mean(0), folder)
+    _tell(found, axes.share, shares, least, folder)
     if doubt:
         say(doubt)
     if price:
@@ -138,6 +137,7 @@ def _point(text: str, size: int) -> Tensor:
     except ValueError:
         raise InputError(where, expected=wanted, got=repr(text)) from None
     require(len(values) == size, where, expected=wanted, got=counted(len(values), "number"))
+    require(all(map(isfinite, values)), where, expected="finite numbers", got=text)
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -173,18 +173,25 @@ def _prior_width(half: Half) -> Tensor:
     return prior.scale.double().cpu()
 
 
-def _tell(found: Latent, share: Tensor, occupancy: Tensor, folder: Path) -> None:
-    informed = told(found.mean, found.std)
+def _tell(found: Latent, share: Tensor, shares: Tensor, least: float, folder: Path) -> None:
+    informed = ", ".join(f"{v:.0%}" for v in told(found.mean, found.std).tolist())
+    if not found.std.any():
+        informed = "not known: a q without width"
     facts(
         [
             ("Particles", str(len(found.mean))),
             ("Variance along the axes", ", ".join(f"{v:.0%}" for v in share.tolist())),
-            ("Told of each coordinate", ", ".join(f"{v:.0%}" for v in informed.tolist())),
+            ("Told of each coordinate", informed),
         ],
         "Coordinates",
     )
-    rows = [[f"center_{k:02d}", f"{v:.1%}"] for k, v in enumerate(occupancy.tolist(), 1)]
-    table(["region", "occupancy"], rows, "Posterior mass of the regions")
+    counts = (shares >= least).sum(0).tolist()
+    rows = [
+        [f"center_{k:02d}", f"{mass:.1%}", str(count)]
+        for k, (mass, count) in enumerate(zip(shares.mean(0).tolist(), counts, strict=True), 1)
+    ]
+    head = ["region", "occupancy", f"particles, share {least:g} or more"]
+    table(head, rows, "Posterior mass of the regions")
     say(f"\nMaps, particles of each region, latent.csv and latent.png are in {folder}.")
 
 

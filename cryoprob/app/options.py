@@ -202,6 +202,17 @@ Price = Annotated[
     ),
 ]
 
+Share = Annotated[
+    float,
+    Option(
+        "--share",
+        metavar="P",
+        min=0,
+        max=1,
+        help="Least posterior share in a region for a particle to be in its STAR file.",
+    ),
+]
+
 PriceOrder = Annotated[
     int | None,
     Option(

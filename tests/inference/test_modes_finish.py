@@ -3,6 +3,8 @@
 import torch
 from moving import moving, smooth_maps
 
+from cryoprob.inference.finish import verdict
+from cryoprob.inference.joint_finish import summary_at
 from cryoprob.inference.linear_posterior import latents, prior_scale
 from cryoprob.inference.modes_finish import finish_modes, turn_to_axes
 
@@ -46,3 +48,22 @@ def test_a_mode_that_has_vanished():
     turn_to_axes(half)
     prior = half.model.conformation.prior()
     assert torch.isfinite(half.guide.volume.coefficients).all() and (prior.stddev > 0).all()
+
+
+def test_coordinates_that_say_nothing_are_told():
+    problem = moving(n=12, values=(6.0, 3.0))
+    start = 5 * smooth_maps(3, 8, torch.Generator().manual_seed(1))
+    assert "almost nothing" not in finish_modes(problem.state(start), problem.stack).trust
+    start[1:] *= 1e-4
+    assert "almost nothing" in finish_modes(problem.state(start), problem.stack).trust
+
+
+def test_nats_that_are_no_number_are_no_praise():
+    nothing = torch.full((2,), torch.nan)
+    found = verdict(
+        summary_at(nothing, torch.eye(3).expand(2, 3, 3), torch.zeros(2, 2)),
+        torch.zeros(2),
+        [],
+        True,
+    )
+    assert found.startswith("Do not trust this map")

@@ -6,9 +6,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cryoprob.app import latent as app_latent
 from cryoprob.app import latent_plot
 from cryoprob.app.cli import app
 from cryoprob.app.latent_plot import axis_names, plot_latent
+from cryoprob.checks import InputError
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.latent import collapse, told
 from cryoprob.inference.presets.menu import load
@@ -96,6 +98,27 @@ def test_impossible_places(fitted, words, told):
     assert result.exit_code == 2 and told in " ".join(result.stderr.split())
 
 
+@pytest.mark.parametrize("place", ["nan,0", "inf,0"])
+def test_a_place_that_is_nowhere(fitted, place):
+    result = run(fitted[0], "--at", place)
+    assert result.exit_code == 2 and "finite numbers" in result.stderr
+
+
+def test_particles_of_a_region_have_the_share_asked_for(fitted):
+    out, _ = fitted
+    rows = {}
+    for least in (0.01, 0.5):
+        told = run(out, "--centers", 2, "--steps", 2, "--share", least)
+        assert told.exit_code == 0 and f"share {least:g} or more" in told.stdout
+        files = sorted((out / "latent").glob("center_*.star"))
+        tables = [read_particles(path) for path in files]
+        shares = [table.columns.numbers("cryoprobRegionShare") for table in tables]
+        assert all((one >= least).all() for one in shares)
+        rows[least] = sum(len(one) for one in shares)
+        assert all(f"{len(one)}" in told.stdout for one in shares)
+    assert COUNT <= rows[0.5] < rows[0.01]  # half and half are in both
+
+
 def test_a_folder_without_coordinates(tmp_path):
     result = run(tmp_path)
     assert result.exit_code == 2 and "no posterior.nc" in result.stderr
@@ -112,6 +135,20 @@ def test_what_the_law_of_z_costs(fitted):
     assert "Price of one pose" not in told.stdout  # known ones cost nothing
     rest = values["ELBO"] + values["Price of q of z"]
     assert values["Log evidence"] == pytest.approx(rest, abs=0.02)  # two decimals each
+
+
+def test_the_grid_of_the_price_can_be_chosen(fitted, monkeypatch):
+    seen = {}
+
+    def budget(half, stack, index, plan, **options):
+        seen.update(options, coarse=plan.coarse_order)
+        raise InputError("enough", expected="", got="")
+
+    monkeypatch.setattr(app_latent, "conformation_budget", budget)
+    assert run(fitted[0], "--centers", 2, "--steps", 2, "--price", 3).exit_code == 2
+    assert (seen["order"], seen["coarse"]) == (3, 2)  # as 7 shells ask
+    run(fitted[0], "--centers", 2, "--steps", 2, "--price", 3, "--order", 1)
+    assert (seen["order"], seen["coarse"]) == (1, 1)
 
 
 def test_files_of_an_earlier_call_are_gone(fitted):
