@@ -64,6 +64,13 @@ def test_outputs(experiment, tmp_path):
     assert result.to_arviz().sample_stats["rotation"].shape == (COUNT, 3, 3)
 
 
+def test_classes_that_begin_alike_are_refused(experiment, tmp_path):
+    twice = f"{experiment.truth_map},{experiment.truth_map}"
+    settings = config(experiment, reference=twice, schedule=replace(QUICK, classes=2))
+    with pytest.raises(InputError, match="the same twice"):
+        run_fit(settings, tmp_path / "fit")
+
+
 @pytest.mark.slow
 def test_a_low_pass_start_finds_the_poses(tmp_path):
     """At SNR 3 a map of 20 A decides the poses: the median error (7.2 to 7.7 degrees were seen) is
