@@ -9,7 +9,9 @@ from cryoprob.inference.half import Half
 from cryoprob.inference.joint_finish import states_of, summary_at
 from cryoprob.inference.latent import collapse
 from cryoprob.inference.linear_modes_em import ModesState, principal
-from cryoprob.inference.linear_posterior import known_poses, latents, prior_scale
+from cryoprob.inference.linear_posterior import known_poses, linear_modes_of, prior_scale
+from cryoprob.inference.modes_m_step import BlockEquations, determined
+from cryoprob.inference.modes_statistics import modes_e_step
 from cryoprob.inference.result import FitResult
 from cryoprob.particles import ParticleStack
 
@@ -45,8 +47,11 @@ def finish_modes(
     """
     half = state.half
     model, point = half.model, half.guide.volume.coefficients
-    found = latents(model, half.guide, stack, covariance=state.covariance, flat=flat)
-    found = found.modal() if hard else found
+    kinds: dict[str, bool] = {"hard": hard, "flat": flat}
+    found = modes_e_step(model, half.guide, stack, covariance=state.covariance, **kinds)
+    tau2 = linear_modes_of(model).tau2
+    numbers = determined(BlockEquations.of(found), point.data, tau2)
+    numbers += flat * found.mean.numel()  # fitted, too
     kind = "profile_log_joint" if hard else "log_evidence"
     axes = principal(point.data, prior_scale(model))
     unit = turn_to_axes(half)
@@ -59,8 +64,8 @@ def finish_modes(
     for k, mode in enumerate(point.data[1:], 1):
         states.maps[f"mode_{k}"] = (unit[k - 1] * mode).cpu()
     rotation, shift = known_poses(half.guide)
-    doubt = collapse(mean, spread)
-    posterior = summary_at(found.log_evidence, rotation, shift)
+    doubt, noise = collapse(mean, spread), noise_log_density(stack)
+    posterior = summary_at(found.common.summary.bound, rotation, shift)
     return FitResult(
         volume=volume.cpu(),
         volume_std=None,
@@ -69,7 +74,7 @@ def finish_modes(
         criterion="the band of the fit; no half sets",
         posterior=posterior,
         history=state.history,
-        trust=f"{verdict(posterior, noise_log_density(stack), [], True, kind)} {doubt}".rstrip(),
+        trust=f"{verdict(posterior, noise, [], True, kind, numbers)} {doubt}".rstrip(),
         fitted=half,
         states=states,
     )

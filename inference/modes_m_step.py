@@ -17,6 +17,7 @@ from cryoprob.types import Maps
 __all__ = [
     "BlockEquations",
     "ModesSolution",
+    "determined",
     "expanded",
     "mode_tau2",
     "modes_divergence",
@@ -160,6 +161,20 @@ def mode_tau2(
     floor = 1e-3 / solution.weight.amax((1, 2, 3)).clamp(min=1e-30)
     floor = torch.maximum(1e-8 * found.amax(1), floor)
     return torch.maximum(found, floor[:, None])
+
+
+def determined(equations: BlockEquations, coefficients: Maps, tau2: Tensor) -> float:
+    """How many of the components' numbers images determine beside priors ``tau2`` [1 + K, S].
+
+    The trace of ``A (A + 1 / tau2)^-1``, blocks of modes by their diagonals (MacKay 1992); where
+    the components have more power than their prior it is that of the power.
+    """
+    weights = equations.weights().double()
+    power = shell_mean(fft3(coefficients.double()).abs() ** 2)
+    prior = 1 / spread(torch.maximum(power, tau2.to(power)), coefficients.shape[-1])
+    precise = weights + torch.diag_embed(prior.movedim(0, -1))
+    found = torch.linalg.solve(precise, weights).diagonal(dim1=-2, dim2=-1)
+    return float(found.sum())
 
 
 def expanded(

@@ -59,7 +59,8 @@ def plot_latent(
     shades = "Greys" if doubt else "Blues"
     cells = ax.hexbin(x, y, gridsize=_cells(points), mincnt=1, cmap=shades, linewidths=0.1)
     most = float(np.asarray(cells.get_array()).max())
-    cells.set_clim(-0.2 * most, most)  # a single particle is seen, too
+    darkest = 1.8 if doubt else 1.0  # centers are black
+    cells.set_clim(-0.2 * most, darkest * most)  # a single particle is seen, too
     ax.plot(line[:, 0], line[:, 1], color=ORANGE, linewidth=1.5, label="path")
     ax.scatter(centers[:, 0], centers[:, 1], s=14, color="black", zorder=3, label="centers")
     for number, place in enumerate(centers[:, :2].tolist(), 1):

@@ -1,12 +1,17 @@
 """The end of a fit of linear modes: axes whose coordinates differ as much as their maps do."""
 
+import pytest
 import torch
 from moving import moving, smooth_maps
+from scenes import assembled
 
+from cryoprob.fourier.shells import frequency_3d
 from cryoprob.inference.finish import verdict
 from cryoprob.inference.joint_finish import summary_at
 from cryoprob.inference.linear_posterior import latents, prior_scale
 from cryoprob.inference.modes_finish import finish_modes, turn_to_axes
+from cryoprob.inference.modes_m_step import BlockEquations, determined
+from cryoprob.inference.modes_statistics import modes_e_step
 
 F64 = torch.float64
 
@@ -56,6 +61,30 @@ def test_coordinates_that_say_nothing_are_told():
     assert "almost nothing" not in finish_modes(problem.state(start), problem.stack).trust
     start[1:] *= 1e-4
     assert "almost nothing" in finish_modes(problem.state(start), problem.stack).trust
+
+
+@pytest.mark.parametrize("name", ["ppca", "3dva", "covariance"])
+def test_noise_is_not_trusted(name):
+    options = {"zdim": 2, "max_radius": 3} | (
+        {} if name == "covariance" else {"max_iterations": 8}
+    )
+    for values, trusted in ((0.0, False), (6.0, True)):
+        stack = moving(n=200, values=(values + 1e-6,) * 2, mean=1e-6 + 2 * values).stack
+        built = assembled(stack, name, **options)
+        while not built.state.done:
+            built.algorithm.step(built.state, stack)
+        assert built.finish().trust.startswith("Do not trust") != trusted
+
+
+def test_numbers_that_are_determined():
+    """All where images tell much more than the prior, none where they tell nothing."""
+    problem = moving(n=60, values=(6.0, 3.0))
+    for factor, least, most in ((1e-8, 0.99, 1.0), (1.0, 0.05, 0.95), (1e8, 0.0, 1e-3)):
+        problem.model.noise.sigma2.fill_(factor)
+        sums = modes_e_step(problem.model, problem.guide(problem.truth), problem.stack)
+        found = determined(BlockEquations.of(sums), problem.truth, problem.model.volume.tau2)
+        seen = 3 * (frequency_3d(8) < problem.model.band.radius - 0.5).sum()  # shells within
+        assert least * float(seen) <= found <= most * 3 * 8**3
 
 
 def test_nats_that_are_no_number_are_no_praise():
