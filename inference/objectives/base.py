@@ -60,11 +60,15 @@ class Objective(ABC):
         ``elbo``, ``iwae``, ``profile_log_joint``; ``ring_correlation``, of the shapes of images
         alone; or ``inclusive`` where it raises log q at known poses and is no statement about an
         image.
+    is_density
+        It is a log density of images at the model, or a bound on one, or a Dirac's: what divides
+        into nats that q costs.
     sums_imaging
         A contrast and a defocus that the guide leaves to it are summed out.
     """
 
     kind: str
+    is_density: bool = False
     sums_imaging: bool = False
 
     @abstractmethod
@@ -101,6 +105,7 @@ class Weighed(Objective):
         The weight.
     """
 
+    is_density = True
     sums_imaging = True
     beta: float = 1.0
 
