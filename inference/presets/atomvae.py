@@ -31,7 +31,7 @@ def build(scene: Scene) -> Built:
     volume = molecule(scene, found, docked=False)
     near = Deviation(volume.positions, _AWAY_A)
     model = scene.model(volume, coordinates(scene), [bonds(scene, found), near])
-    encoder = Convolutional(box, scene.sigma2.mean(0), size=plan.width).to(**scene.kind)
+    encoder = Convolutional(box, scene.spectrum, size=plan.width).to(**scene.kind)
     turns = Amortized(encoder, ConcentratedLaw(20.0), scene.rotation)
     moves = Amortized(encoder, NormalShift(plan.shift_extent * scene.unit_A), scene.nowhere_once)
     state = Amortized(encoder, NormalVector(plan.zdim), scene.put(torch.zeros(1, plan.zdim)))

@@ -17,7 +17,7 @@ __all__ = ["PRESET"]
 def build(scene: Scene) -> Built:
     """Encoder of both poses, coordinate network, the symmetric loss, a band that grows."""
     plan, box = scene.plan, scene.stack.box
-    power = scene.sigma2.mean(0)
+    power = scene.spectrum
     volume = network(scene, 0, scene.generator)
     encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)
     turns = Amortized(encoder, DiracRotation(), scene.rotation)

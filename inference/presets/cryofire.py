@@ -20,7 +20,7 @@ __all__ = ["PRESET"]
 def build(scene: Scene) -> Built:
     """As CryoAI, with a conformation that is held in a first phase."""
     plan, box = scene.plan, scene.stack.box
-    power = scene.sigma2.mean(0)
+    power = scene.spectrum
     volume = network(scene, plan.zdim, scene.generator)
     model = scene.model(volume, coordinates(scene))
     encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)

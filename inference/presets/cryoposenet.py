@@ -15,7 +15,7 @@ __all__ = ["PRESET"]
 
 def build(scene: Scene) -> Built:
     """Encoder of the rotation, voxels in real space, both raised together."""
-    box, power = scene.stack.box, scene.sigma2.mean(0)
+    box, power = scene.stack.box, scene.spectrum
     sd = float((power[1:6].mean() / box).sqrt())
     volume = RealVoxels(box, sd, **scene.kind)
     encoder = Convolutional(box, power, size=scene.plan.width).to(**scene.kind)

@@ -23,7 +23,7 @@ _SHARE = 0.1
 def linear_modes(scene: Scene, **options: bool) -> Built:
     """Mean and modes, exact posteriors of z, EM of kinds that :class:`ModesEM` names."""
     plan, box, size = scene.plan, scene.stack.box, scene.plan.zdim
-    signal = scene.sigma2.mean(0) / box
+    signal = scene.spectrum / box
     radius = plan.max_radius or box // 2 - 1
     volume = LinearModes(box, size, signal, _SHARE * signal, radius=radius, **scene.kind)
     model = scene.model(volume, GaussianConformation(scene.put(torch.ones(size))))

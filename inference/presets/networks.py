@@ -19,7 +19,7 @@ __all__ = ["coordinates", "network", "read_off"]
 
 def network(scene: Scene, size: int, generator: torch.Generator) -> CoordinateNetwork:
     """A coordinate network of the plan's width, for a conformation of ``size`` numbers."""
-    plan, power = scene.plan, scene.sigma2.mean(0)
+    plan, power = scene.plan, scene.spectrum
     shape: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
     volume = CoordinateNetwork(scene.stack.box, size, generator=generator, power=power, **shape)
     return volume.to(**scene.kind)
@@ -34,7 +34,7 @@ def coordinates(scene: Scene) -> GaussianConformation:
 
 def read_off(scene: Scene, moves: Drawn) -> Amortized:
     """A normal q of z that a perceptron reads off images moved to the middle."""
-    plan, stack, power = scene.plan, scene.stack, scene.sigma2.mean(0)
+    plan, stack, power = scene.plan, scene.stack, scene.spectrum
     middle = Centering(moves, stack.pixel_size)
     shape: dict[str, Any] = {"width": plan.width, "layers": plan.layers}
     encoder = FourierMLP(stack.box, power, centering=middle, **shape).to(**scene.kind)
