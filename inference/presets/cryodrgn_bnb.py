@@ -19,15 +19,15 @@ PRESET = Preset(
     paper="Zhong et al. 2020, ICLR (CryoDRGN), algorithm 1",
     row=Row("coordinate network", "z of several numbers", "rotation, shift, z", "modal EM, VAE"),
     words=(
-        "A network of conformations, z from an encoder with a normal q, poses by branch and bound"
-        " over nested grids with frequency marching; the first passes at random poses, then poses"
-        " searched anew every fifth pass. The search is made at maps of 16 conformations spread"
-        " over the latent space, each image at that nearest to its own, where the paper asks the"
-        " network anew for every image, at contrast 1 and the file's defocus even where these are"
-        " latent; the bound is the probabilistic one of cryoSPARC's form, since the paper's is"
-        " none on cells. The paper's second stage is a fit of cryodrgn with a larger width to the"
-        " poses of this one (its particles.star). From a --reference the network starts at it, and"
-        " the poses with a search."
+        "A network of conformations, z from an encoder with a normal q, poses by branch and"
+        " bound over nested grids with frequency marching; the first passes at random poses, then"
+        " poses searched anew every fifth pass. The search is made at maps of 16 conformations"
+        " spread over the latent space, each image at that nearest to its own, where the paper"
+        " asks the network anew for every image, at contrast 1 and the file's defocus even where"
+        " these are latent; the bound is the probabilistic one of cryoSPARC's form, since the"
+        " paper's is none on cells. The paper's second stage is a fit of cryodrgn with a larger"
+        " width to the poses of this one (its particles.star). From a --reference the network"
+        " starts at it, and the poses with a search in the band of its low pass."
     ),
     plan={
         "zdim": 8,
