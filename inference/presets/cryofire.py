@@ -43,7 +43,9 @@ PRESET = Preset(
         "One convolutional encoder gives rotation, shift and conformation, all Diracs; the"
         " symmetric loss; a first phase in which z learns nothing; a band that grows. z has its"
         " normal prior, which the paper leaves out; in the first phase z is what the fresh head"
-        " says, where the paper draws it at random; the noise spectrum is learned. From a"
+        " says, where the paper draws it at random; the encoder's features tell of the view"
+        " first, so that z encodes the pose in part (three quarters of its variance were linear"
+        " in the rotation after a short training); the noise spectrum is learned. From a"
         " --reference the network starts at it, and is held in the first phase."
     ),
     plan={"zdim": 8, "batch": 32, "learn_rate": 5e-4, "epochs": 30.0},
