@@ -44,6 +44,9 @@ class Alternating:
         How a grid is searched: its beam, or bound.
     first, every
         Records (of 50 steps) before the first search, and from one to the next.
+    start_radius
+        Largest shell of a search before the first step: what the volume's start tells of; 0 for
+        the band of the first steps.
     states
         Conformations, spread over the latent space, at whose maps poses are searched: each image
         at that nearest to its own.
@@ -55,12 +58,14 @@ class Alternating:
     first: int
     every: int
     states: int = 16
+    start_radius: int = 0
 
     def step(self, state: JointState, stack: ParticleStack) -> dict[str, Any]:
         """A search where one is due, then fifty gradient steps; after the last ones a search."""
         number, half = state.iteration, state.half
         if number == 0:
             self._scatter(half)
+            half.model.volume.set_band(self.start_radius or self.joint.first_radius)
         if number >= self.first and (number - self.first) % self.every == 0:
             self._search(half, stack, number)
         record = self.joint.step(state, stack)

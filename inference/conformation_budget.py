@@ -5,7 +5,8 @@ For a q that has one pose cell ``h`` of a grid and a law of z
     log p(x) = ELBO + KL(q(z) || p(z | x, h)) + (log p(x) - log p(x, h)),
 
 the price of z's law at that pose and the price of one pose. Poses are summed over the grid, z over
-the nodes of a Gauss-Hermite rule, each a map of its own.
+the nodes of a Gauss-Hermite rule, each a map of its own. Terms of the model are part of p, whose
+evidence is then told up to a constant.
 """
 
 from dataclasses import dataclass
@@ -76,14 +77,16 @@ class ConformationBudget:
     pose: Tensor
 
 
-def check_priced(half: Half, nodes: int) -> None:
+def check_priced(half: Half, nodes: int, objective: Objective | None = None) -> None:
     """Raise unless a guide's poses are known or Diracs, and its conformation has a law.
 
     Raises
     ------
     InputError
-        If not, if contrast or defocus is latent, or if there would be more than 200 nodes.
+        If not, if contrast or defocus is latent, if there would be more than 200 nodes, or if
+        what trained model and guide is no density of images.
     """
+    _check_density(objective)
     half.model.require_known_imaging()
     guide, prior = half.guide, half.model.conformation
     poses = guide.rotation, guide.shift
@@ -98,6 +101,19 @@ def check_priced(half: Half, nodes: int) -> None:
     if known == {False}:
         assert isinstance(prior, GaussianConformation)
         nodes_of(prior, nodes)
+
+
+def _check_density(objective: Objective | None) -> None:
+    """Raise where scale and noise of the model have not been fitted to the images."""
+    if objective is None or objective.is_density:
+        return
+    raise InputError(
+        "price",
+        expected="a training by a density of images (elbo, iwae, profile_log_joint)",
+        got=f"one by the {objective.kind}",
+        remedy="It fits neither the gray scale nor the noise, which the evidence of images is of."
+        " Price a fit of another preset: cryodrgn, cryofold.",
+    )
 
 
 def nodes_of(prior: GaussianConformation, count: int) -> tuple[Tensor, Tensor]:
@@ -154,7 +170,7 @@ def conformation_budget(
         As :func:`check_priced`.
     """
     guide = half.guide
-    check_priced(half, nodes)
+    check_priced(half, nodes, objective)
     with torch.no_grad(), seeded(seed):
         if isinstance(guide.rotation, Known):
             own = _given(half, stack, index)
@@ -179,10 +195,11 @@ def _pose_prices(
     summed, given, search = [], [], Exact(plan.mass, coarse_order=plan.coarse_order)
     for place, weight in zip(places.to(like), log_weight.to(like.device), strict=True):
         density = model.volume.density(volume, place)
+        mass = weight + model.log_potential(volume, place)
         alone = Guide(rotation=search, shift=search, volume=Point(density))
         one = on_grid(voxel_model(model, density), *grids)
-        summed.append(weight + e_step(one, alone, stack, index).summary.bound[index])
-        given.append(weight + _at_cells(one, density, stack, index, own))
+        summed.append(mass + e_step(one, alone, stack, index).summary.bound[index])
+        given.append(mass + _at_cells(one, density, stack, index, own))
     return torch.stack(summed).logsumexp(0) - torch.stack(given).logsumexp(0)
 
 
@@ -268,17 +285,29 @@ def _by_draws(
     prior, volume = model.conformation.prior(), half.guide.volume.coefficients.detach()
     wide = prior.sample((_DRAWS, len(rotation)))
     if not part.has_density:
-        score = model.likelihood(volume, rotation, shift, batch, wide).log_prob(batch.image)
-        inner, error = _log_mean(score.double())
+        score = _log_image(model, volume, (rotation, shift), batch, wide)
+        inner, error = _log_mean(score)
         return torch.full_like(inner, -torch.inf), inner, error
     numbers = part.numbers_of(seen)
     value = torch.cat([part.law.draw(numbers, _DRAWS).value, wide])
-    image = model.likelihood(volume, rotation, shift, batch, value).log_prob(batch.image).double()
+    image = _log_image(model, volume, (rotation, shift), batch, value)
     joint, log_q = image + prior.log_prob(value), part.law(numbers).log_prob(value)
     proposal = torch.logaddexp(log_q, prior.log_prob(value)) - log(2)
     ratio = (joint - log_q)[:_DRAWS]
     inner, error = _log_mean(joint - proposal)
     return ratio.mean(0), inner, torch.hypot(error, ratio.std(0) / _DRAWS**0.5)
+
+
+def _log_image(
+    model: ParticleModel,
+    volume: Tensor,
+    poses: tuple[Rotations, Shifts],
+    batch: Batch,
+    value: Tensor,
+) -> Tensor:
+    """Log density of the images at poses and draws of z, the model's terms of these in it."""
+    law = model.likelihood(volume, *poses, batch, value)
+    return law.log_prob(batch.image).double() + model.log_potential(volume, value).double()
 
 
 def _log_mean(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def note_imaging(found: Imaging, half: Half, batch: Batch, draws: int) -> None:
     model, guide = half.model, half.guide
     poses = guide.draw(batch, draws)
     terms = log_terms(model, guide, guide.volume.coefficients.detach(), poses, batch)
-    share, _ = guide.shares(poses, terms.prior, terms.likelihood)
+    share, _ = guide.shares(poses, terms.prior + terms.potential, terms.likelihood)
     weight = torch.softmax(terms.joint.double(), 0) * share.double().exp()  # [J, K, N]
     if model.defocus is not None:
         nodes = model.defocus.points[:, None, None]

@@ -227,9 +227,10 @@ class ModesEM:
     def step(self, state: ModesState, stack: ParticleStack) -> dict[str, Any]:
         """One E-step and M-step; returns (and appends) the step's record."""
         began, half = perf_counter(), state.half
-        kind = type(half.guide.conformation).__name__
-        exact = kind == ConditionalGaussian.__name__
-        require(exact, "conformation", expected="ConditionalGaussian in the guide", got=kind)
+        part = half.guide.conformation
+        wanted, got = "ConditionalGaussian in the guide", type(part).__name__
+        exact = isinstance(part, ConditionalGaussian)
+        require(exact, "conformation", expected=wanted, got=got)
         if state.iteration == 0:
             self.begin(half, stack)
         sums = modes_e_step(

@@ -148,6 +148,13 @@ class ParticleModel(nn.Module):
             found = found + term(self.volume, coefficients)
         return found
 
+    def log_potential(self, coefficients: Tensor, conformation: Tensor | None) -> Tensor:
+        """Sum of the terms that count for each particle, at conformations [*, size], [*]."""
+        found = coefficients.new_zeros(() if conformation is None else conformation.shape[:-1])
+        for term in self._of(True):
+            found = found + term(self.volume, coefficients, conformation)
+        return found
+
     def likelihood(
         self,
         volume: Tensor,

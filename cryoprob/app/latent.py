@@ -93,7 +93,7 @@ def show_latent(
     built, stack = reload(out)
     half = built.half
     if price:
-        check_priced(half, _NODES)
+        check_priced(half, _NODES, built.objective)
     axes, (points, _) = principal_axes(found.mean), centers(found.mean, count, seed)
     path, folder = line(found.mean, steps, axis - 1), out / "latent"
     folder.mkdir(exist_ok=True)

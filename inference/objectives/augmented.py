@@ -40,6 +40,7 @@ class Augmented(Objective):
 
     def __init__(self, objective: Objective) -> None:
         self.objective, self.kind = objective, objective.kind
+        self.is_density = objective.is_density
 
     def __call__(self, model: ParticleModel, guide: Guide, volume: AnyMap, batch: Batch) -> Tensor:
         """The objective of each turned image, [N].

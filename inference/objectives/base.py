@@ -24,12 +24,12 @@ __all__ = ["Objective", "Terms", "Weighed", "log_terms", "over_contrasts"]
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The two halves of ``log p(image, pose)`` at K draws, and what was summed out in the second.
+    """The parts of ``log p(image, pose)`` at K draws, and what was summed out in the last.
 
     Attributes
     ----------
-    prior, likelihood
-        [K, N] each.
+    prior, potential, likelihood
+        [K, N] each; the potential is that of the model's terms, which are no part of the prior.
     joint
         ``log p(image, node | pose)``, of which the likelihood is the sum over nodes of the
         defocus, [J, K, N]; one of them where it is not summed out.
@@ -38,13 +38,17 @@ class Terms:
     """
 
     prior: Tensor
+    potential: Tensor
     likelihood: Tensor
     joint: Tensor
     contrast: Amplitudes | None = None
 
     def over(self, poses: Poses, beta: float = 1.0) -> Tensor:
-        """``log p(image | pose) - beta (log q(pose) - log prior(pose))``, [K, N]."""
-        return self.likelihood - beta * (poses.log_q - self.prior)
+        """``log p(image | pose) - beta (log q(pose) - log prior(pose))``, [K, N].
+
+        And the potential, which counts in full: structures keep their bonds whatever beta is.
+        """
+        return self.likelihood + self.potential - beta * (poses.log_q - self.prior)
 
 
 class Objective(ABC):
@@ -53,13 +57,18 @@ class Objective(ABC):
     Attributes
     ----------
     kind
-        ``elbo``, ``iwae``, ``profile_log_joint``, or ``inclusive`` where it raises log q at
-        known poses and is no statement about an image.
+        ``elbo``, ``iwae``, ``profile_log_joint``; ``ring_correlation``, of the shapes of images
+        alone; or ``inclusive`` where it raises log q at known poses and is no statement about an
+        image.
+    is_density
+        It is a log density of images at the model, or a bound on one, or a Dirac's: what divides
+        into nats that q costs.
     sums_imaging
         A contrast and a defocus that the guide leaves to it are summed out.
     """
 
     kind: str
+    is_density: bool = False
     sums_imaging: bool = False
 
     @abstractmethod
@@ -96,6 +105,7 @@ class Weighed(Objective):
         The weight.
     """
 
+    is_density = True
     sums_imaging = True
     beta: float = 1.0
 
@@ -133,7 +143,8 @@ def log_terms(
     trace = poutine.trace(poutine.condition(model, values)).get_trace(batch)
     given = {site for site, part in guide.sites.items() if isinstance(part, Known)}
     given |= {sites.CONTRAST} if guide.sums_contrast else set()
-    prior = joint = torch.zeros_like(poses.log_q)
+    prior = potential = joint = torch.zeros_like(poses.log_q)
+    terms = {term.name for term in model.factors}
     contrast = None
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or name in given or not node["cond_indep_stack"]:
@@ -147,10 +158,12 @@ def log_terms(
             joint = joint + found
         elif name == sites.DEFOCUS and guide.sums_defocus:
             joint = joint + law.log_prob(value)  # of the nodes, [J, 1, N]
+        elif name in terms:
+            potential = potential + law.log_prob(value)
         else:
             prior = prior + law.log_prob(value)
     joint = joint if guide.sums_defocus else joint[None]
-    return Terms(prior, joint.logsumexp(0), joint, contrast)
+    return Terms(prior, potential, joint.logsumexp(0), joint, contrast)
 
 
 def over_contrasts(

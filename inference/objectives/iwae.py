@@ -25,6 +25,7 @@ class Iwae(Objective):
     """
 
     kind = "iwae"
+    is_density = True
     sums_imaging = True
 
     def __init__(self, draws: int) -> None:

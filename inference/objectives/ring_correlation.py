@@ -10,7 +10,7 @@ from cryoprob.checks import require
 from cryoprob.fourier.bands import Band, full_band
 from cryoprob.fourier.gaussian_map import AnyMap, mean_of
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.objectives.base import Objective, log_terms
+from cryoprob.inference.objectives.base import Objective
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.particles import Batch
 from cryoprob.types import Coefficients
@@ -83,12 +83,13 @@ class RingCorrelation(Objective):
         poses = guide.draw(batch, 1)
         guide.check(model)
         values = {site: getattr(poses, site) for site in guide.sites}
-        law = model.likelihood(mean_of(volume), batch=batch, **values)
+        own = mean_of(volume)
+        law = model.likelihood(own, batch=batch, **values)
         mean = law.mean[..., : len(model.band)]
         found = ring_correlation(model.band, mean, batch.image[:, : len(model.band)])
         kappa, constant = (v.to(found) for v in self._rings(model.band))
         score = (found * kappa).sum(-1) + constant
-        prior = log_terms(model, guide, volume, poses, batch).prior
+        prior = guide.log_prior(model, poses) + model.log_potential(own, poses.conformation)
         return (poses.log_weight.exp() * (score + prior - poses.log_q)).sum(0)
 
     def _rings(self, band: Band) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,7 @@ class SummedPoses(Weighed):
             log_prior = log_prior + model.defocus.log_mass[:, None, None, None]
         drawn = part.draw(batch, self.draws)
         assert model.conformation is not None
+        own = mean_of(volume)
         ratio = model.conformation.prior().log_prob(drawn.value) - drawn.log_q
         turns = rotation.matrices()[:, None]  # [Q, 1, 3, 3]
         moves = shift.points()[:, None, None]  # [T, 1, 1, 2]
@@ -75,8 +76,8 @@ class SummedPoses(Weighed):
         at = None if amplitude is None else batch.ctf.new_ones(len(batch))
         each = []
         for state in drawn.value:
-            law = model.likelihood(mean_of(volume), turns, moves, batch, state, at, nodes)
+            law = model.likelihood(own, turns, moves, batch, state, at, nodes)
             joint = over_contrasts(law, batch.image, amplitude)[0] + log_prior
-            each.append(joint.flatten(0, -2).logsumexp(0))
+            each.append(joint.flatten(0, -2).logsumexp(0) + model.log_potential(own, state))
         share = drawn.log_weight.exp()
         return (share * (torch.stack(each) + self.beta * ratio)).sum(0)

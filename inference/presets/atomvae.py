@@ -2,7 +2,6 @@
 
 import torch
 
-from cryoprob.inference.encoders.convolutional import Convolutional
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.rotations import ConcentratedLaw
 from cryoprob.inference.laws.shifts import NormalShift
@@ -15,7 +14,7 @@ from cryoprob.inference.presets.gaussians import (
     molecule,
     structure,
 )
-from cryoprob.inference.presets.networks import coordinates
+from cryoprob.inference.presets.networks import coordinates, pictured, read_poses
 from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.structure_factors import Deviation
@@ -27,15 +26,13 @@ _POSES_ONLY, _AWAY_A = 0.4, 10.0
 
 def build(scene: Scene) -> Built:
     """One encoder of pose and z, importance-weighted; poses alone in a first phase."""
-    plan, box, found = scene.plan, scene.stack.box, structure(scene, docked=False)
+    plan, found = scene.plan, structure(scene, docked=False)
     volume = molecule(scene, found, docked=False)
     near = Deviation(volume.positions, _AWAY_A)
     model = scene.model(volume, coordinates(scene), [bonds(scene, found), near])
-    encoder = Convolutional(box, scene.sigma2.mean(0), size=plan.width).to(**scene.kind)
-    turns = Amortized(encoder, ConcentratedLaw(20.0), scene.rotation)
-    moves = Amortized(encoder, NormalShift(plan.shift_extent * scene.unit_A), scene.nowhere_once)
+    encoder = pictured(scene)
+    turns, moves = read_poses(scene, encoder, ConcentratedLaw(20.0), NormalShift)
     state = Amortized(encoder, NormalVector(plan.zdim), scene.put(torch.zeros(1, plan.zdim)))
-    turns.head.weight.data[:6].mul_(10.0)  # views spread over the sphere from the first step
     start = Point(volume.start(scene.generator))
     guide = Guide(rotation=turns, shift=moves, conformation=state, volume=start)
     held = {"volume": _POSES_ONLY, "conformation": _POSES_ONLY}

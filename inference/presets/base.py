@@ -175,6 +175,14 @@ class Scene(Noted):
         return power if not self.given.beta else torch.full_like(power, self._held_noise)
 
     @property
+    def spectrum(self) -> Tensor:
+        """The images' power per shell, whatever their noise is taken to be, [S].
+
+        The scale of volumes and of what encoders look at.
+        """
+        return self.put(starting_noise(self.power)).mean(0)
+
+    @property
     def _held_noise(self) -> float:
         numbers = full_band(self.stack.box).numbers_per_shell()
         mean = (self.power * numbers).sum(1) / numbers.sum()

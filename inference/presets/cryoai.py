@@ -1,14 +1,12 @@
 """CryoAI: poses read off by a convolutional encoder, one map held by a network."""
 
-from cryoprob.inference.encoders.convolutional import Convolutional
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.rotations import DiracRotation
 from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
-from cryoprob.inference.presets.networks import network
+from cryoprob.inference.presets.networks import network, pictured, read_poses
 from cryoprob.inference.presets.references import held_first, warmed
-from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 
 __all__ = ["PRESET"]
@@ -16,16 +14,11 @@ __all__ = ["PRESET"]
 
 def build(scene: Scene) -> Built:
     """Encoder of both poses, coordinate network, the symmetric loss, a band that grows."""
-    plan, box = scene.plan, scene.stack.box
-    power = scene.sigma2.mean(0)
     volume = network(scene, 0, scene.generator)
-    encoder = Convolutional(box, power, size=plan.width).to(**scene.kind)
-    turns = Amortized(encoder, DiracRotation(), scene.rotation)
-    moves = Amortized(encoder, DiracShift(plan.shift_extent * scene.unit_A), scene.nowhere_once)
-    turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
+    turns, moves = read_poses(scene, pictured(scene), DiracRotation(), DiracShift)
     start = Point(scene.put(volume.start(scene.generator)))
     guide = Guide(rotation=turns, shift=moves, volume=start)
-    options = {"first_radius": min(4, box // 2 - 1), "held": held_first(scene)}
+    options = {"first_radius": min(4, scene.stack.box // 2 - 1), "held": held_first(scene)}
     return warmed(scene, scene.train(scene.model(volume), guide, Symmetric(), **options))
 
 

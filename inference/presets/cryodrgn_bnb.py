@@ -27,9 +27,10 @@ PRESET = Preset(
         " over the latent space, each image at that nearest to its own, where the paper asks the"
         " network anew for every image, at contrast 1 and the file's defocus even where these are"
         " latent; the bound is the probabilistic one of cryoSPARC's form, since the paper's, which"
-        " bound=points gives, is none on cells. The paper's second stage is a fit of cryodrgn with"
-        " a larger width to the poses of this one (its particles.star). From a --reference the"
-        " network starts at it, and the poses with a search."
+        " bound=points gives, is none on cells; the noise spectrum is learned, and z's divergence"
+        " counts little at first (kl_start). The paper's second stage is a fit of cryodrgn with a"
+        " larger width to the poses of this one (its particles.star). From a --reference the"
+        " network starts at it, and the poses with a search in the band of its low pass."
     ),
     plan={
         "zdim": 8,

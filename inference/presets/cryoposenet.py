@@ -1,12 +1,11 @@
 """CryoPoseNet: rotations read off by a convolutional encoder, a map of real voxels."""
 
-from cryoprob.inference.encoders.convolutional import Convolutional
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.laws.rotations import DiracRotation
 from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
 from cryoprob.inference.presets.base import Built, Preset, Row, Scene
+from cryoprob.inference.presets.networks import pictured, read_views
 from cryoprob.inference.presets.references import held_first, warmed
-from cryoprob.inference.treatments.amortized import Amortized
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.volumes.real_voxels import RealVoxels
 
@@ -15,12 +14,10 @@ __all__ = ["PRESET"]
 
 def build(scene: Scene) -> Built:
     """Encoder of the rotation, voxels in real space, both raised together."""
-    box, power = scene.stack.box, scene.sigma2.mean(0)
+    box, power = scene.stack.box, scene.spectrum
     sd = float((power[1:6].mean() / box).sqrt())
     volume = RealVoxels(box, sd, **scene.kind)
-    encoder = Convolutional(box, power, size=scene.plan.width).to(**scene.kind)
-    turns = Amortized(encoder, DiracRotation(), scene.rotation)
-    turns.head.weight.data.mul_(10.0)  # views spread over the sphere from the first step
+    turns = read_views(scene, pictured(scene), DiracRotation())
     start = Point(scene.put(volume.start(scene.generator)))
     guide = Guide(rotation=turns, shift=scene.nowhere, volume=start)
     held = held_first(scene)

@@ -45,11 +45,11 @@ PRESET = Preset(
     words=(
         "Centers, amplitudes and widths free; rings' correlations in place of a likelihood of"
         " images, weighted by what they can reach over white noise (von Mises-Fisher) where the"
-        " paper has their mean (no density of images, which --contrast and --defocus need: they"
-        " are refused); z of a fixed width 0.1, read off the gradient of the score in the neutral"
-        " model as in the paper; held in the first 40 %. Here z moves centers only; its prior is"
-        " normal; poses from the file. From nothing (gaussians=300, no gray scale) or --reference"
-        " model.pdb that lies in the frame of the poses."
+        " paper has their mean (no density of images, which --contrast, --defocus and latent"
+        " --price need: they are refused); z of a fixed width 0.1, read off the gradient of the"
+        " score in the neutral model as in the paper; held in the first 40 %. Here z moves centers"
+        " only; its prior is normal; poses from the file. From nothing (gaussians=300, no gray"
+        " scale) or --reference model.pdb that lies in the frame of the poses."
     ),
     config={"poses": "known"},
     plan={"zdim": 4, "batch": 32, "learn_rate": 3e-4, "epochs": 20.0},

@@ -35,7 +35,7 @@ def modes_by(
 ) -> Built:
     """Mean and modes that an algorithm finds, posteriors of z as :func:`finish_modes` tells."""
     plan, box, size = scene.plan, scene.stack.box, scene.plan.zdim
-    signal = scene.sigma2.mean(0) / box
+    signal = scene.spectrum / box
     radius = plan.max_radius or box // 2 - 1
     volume = LinearModes(box, size, signal, _SHARE * signal, radius=radius, **scene.kind)
     model = scene.model(volume, GaussianConformation(scene.put(torch.ones(size))))

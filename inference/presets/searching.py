@@ -30,7 +30,7 @@ _AS_GIVEN = (
 def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Built:
     """Tables of poses that a search fills, normal q of z, a network; none of z with ``zdim=0``.
 
-    From a reference the network starts at it, and the poses with a search.
+    From a reference the network starts at it, and the poses with a search in the reference's band.
 
     Parameters
     ----------
@@ -53,7 +53,11 @@ def searching(scene: Scene, search: Modal, *, first: float, every: float) -> Bui
     built = scene.train(scene.model(volume, prior), guide, ProfileLogJoint(), **options)
     begun, period = (max(1, round(share * built.steps)) for share in (first, every))
     assert isinstance(built.algorithm, Joint)
-    turn = Alternating(built.algorithm, grids, search, 0 if scene.references else begun, period)
+    turn = Alternating(built.algorithm, grids, search, begun, period)
+    if scene.references:
+        told = int(stack.box * stack.pixel_size / scene.low_pass_A)
+        radius = min(max(first_radius, told), built.algorithm.radius)
+        turn = replace(turn, first=0, start_radius=radius)
     finish = partial(_told, built.finish)
     return warmed(scene, replace(built, algorithm=turn, finish=finish))
 

@@ -1,16 +1,20 @@
 """What a volume is: a prior over its coefficients and the slices they give."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from cryoprob.fourier.bands import Band
+from cryoprob.checks import require
+from cryoprob.fourier.bands import Band, full_band
 from cryoprob.fourier.slices import Slicer
+from cryoprob.masks import sphere
 from cryoprob.types import Coefficients, Maps, Rotations
 
-__all__ = ["LinearVolume", "Volume"]
+__all__ = ["LinearVolume", "Sliced", "Volume", "faint_ball"]
 
 
 class Volume(nn.Module, ABC):
@@ -29,6 +33,8 @@ class Volume(nn.Module, ABC):
         a fast one where the volume has many.
     is_map
         The coefficients are the voxels of one map, [D, D, D], so that masks apply to them.
+    box
+        Voxels along a side of a map.
     band
         The frequencies at which slices are formed, m of them.
     """
@@ -38,6 +44,7 @@ class Volume(nn.Module, ABC):
     conformation_size: int = 0
     is_map: bool = False
     precision: torch.dtype | None = None
+    box: int
     band: Band
 
     @property
@@ -73,18 +80,27 @@ class Volume(nn.Module, ABC):
         """
         return factor * coefficients if self.linear_in_coefficients else None
 
-    @abstractmethod
     def set_band(self, radius: int) -> None:
-        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
+        """Explain the images up to shell ``radius`` only; beyond it they are noise.
+
+        Raises
+        ------
+        InputError
+            If there is no such shell, or an image has only a part of it.
+        """
+        most = self.box // 2 - 1
+        fits = 0 <= radius <= most
+        require(fits, "band", expected=f"a radius of at most {most}", got=str(radius))
+        self.band = full_band(self.box).prefix(radius)
 
 
-class LinearVolume(Volume):
-    """A volume whose slices are linear in its coefficients, which are the map's voxels.
+class Sliced(Volume):
+    """A volume of voxels whose transform is sliced, by an operator made for each band.
 
     Attributes
     ----------
     tau2
-        Prior variance of a unitary Fourier coefficient per shell, [S].
+        Prior variance of a unitary Fourier coefficient per shell, [S], or of several maps.
     interpolation
         ``"linear"`` or ``"nearest"``.
     slicer
@@ -96,6 +112,28 @@ class LinearVolume(Volume):
     interpolation: str
     slicer: Slicer
 
-    @abstractmethod
+    def set_band(self, radius: int) -> None:
+        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
+        super().set_band(radius)
+        self.slicer = self.slicer_at(radius)
+
     def slicer_at(self, radius: int) -> Slicer:
         """The slice operator of a (smaller) band."""
+        band, like = full_band(self.box).prefix(radius), self.tau2
+        return Slicer(band, self.interpolation, dtype=like.dtype, device=like.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """The slicer goes where the buffers go (``to``, ``cuda``, ``double``)."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.set_band(self.band.radius)
+        return self
+
+
+class LinearVolume(Sliced):
+    """A volume whose slices are linear in its coefficients, which are the map's voxels."""
+
+
+def faint_ball(box: int, generator: torch.Generator, count: int = 1) -> Maps:
+    """Random voxels of variance 0.05^2 inside of a sphere, [count, D, D, D] (float64)."""
+    white = torch.randn(count, *[box] * 3, generator=generator, dtype=torch.float64)
+    return 0.05 * white * sphere(box, 0.44 * box, 0.05 * box)

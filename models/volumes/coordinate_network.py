@@ -7,7 +7,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from cryoprob.checks import require
-from cryoprob.fourier.bands import Band, full_band
+from cryoprob.fourier.bands import Band
 from cryoprob.models.volumes.base import Volume
 from cryoprob.models.volumes.batches import checked, each_map, in_a_row
 from cryoprob.models.volumes.parity_layers import parity_layers
@@ -108,13 +108,6 @@ class CoordinateNetwork(Volume):
     def count(self) -> int:
         """Number of the weights, P."""
         return sum(map(prod, self.shapes))
-
-    def set_band(self, radius: int) -> None:
-        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
-        most = self.box // 2 - 1
-        fits = 0 <= radius <= most
-        require(fits, "band", expected=f"a radius of at most {most}", got=str(radius))
-        self.band = full_band(self.box).prefix(radius)
 
     @property
     def unit(self) -> float:

@@ -1,17 +1,12 @@
 """A map on a voxel grid with a radial Gaussian prior in Fourier space, sliced in a padded grid."""
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 from torch import Tensor
 
 from cryoprob.checks import require
-from cryoprob.fourier.bands import full_band
 from cryoprob.fourier.shells import spread
-from cryoprob.fourier.slices import Slicer
-from cryoprob.masks import sphere
-from cryoprob.models.volumes.base import LinearVolume
+from cryoprob.models.volumes.base import LinearVolume, faint_ball
+from cryoprob.models.volumes.batches import each_map
 from cryoprob.models.volumes.fourier_gaussian import FourierGaussian
 from cryoprob.types import Coefficients, Maps, Rotations, Sizes
 
@@ -83,26 +78,7 @@ class FourierVoxels(LinearVolume):
 
     def start(self, generator: torch.Generator) -> Maps:
         """Small random density inside of a sphere, [D, D, D]."""
-        white = torch.randn([self.box] * 3, generator=generator, dtype=torch.float64)
-        ball = sphere(self.box, 0.44 * self.box, 0.05 * self.box)
-        return (white * ball).to(self.tau2) * (0.05 * self.unit)
-
-    def set_band(self, radius: int) -> None:
-        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
-        self.band = full_band(self.box).prefix(radius)
-        self.slicer = self.slicer_at(radius)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """The slicer goes where the buffers go (``to``, ``cuda``, ``double``)."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.set_band(self.band.radius)
-        return self
-
-    def slicer_at(self, radius: int) -> Slicer:
-        """The slice operator of a (smaller) band."""
-        band = full_band(self.box).prefix(radius)
-        tau2 = self.tau2
-        return Slicer(band, self.interpolation, dtype=tau2.dtype, device=tau2.device)
+        return faint_ball(self.box, generator)[0].to(self.tau2) * self.unit
 
     def prior(self) -> SpectralGaussian:
         """Radial Gaussian prior."""
@@ -112,16 +88,12 @@ class FourierVoxels(LinearVolume):
         self, coefficients: Maps, rotation: Rotations, conformation: Tensor | None = None
     ) -> Coefficients:
         """Central slices [*, m] of maps [*, D, D, D], their batches broadcast; maps one by one."""
-        if coefficients.dim() == 3:
-            return self.slicer.slices(coefficients, rotation)
-        axis = coefficients.dim() - 1  # of the maps' first batch dimension, from the end
-        rotation = rotation[(None,) * (axis - rotation.dim())]
-        if len(coefficients) == 1:
-            return self.slices(coefficients[0], rotation)
-        shares = rotation.movedim(-axis, 0)
-        shares = shares.expand(len(coefficients), *shares.shape[1:])
-        pairs = zip(coefficients, shares, strict=True)
-        return torch.stack([self.slices(*pair) for pair in pairs], 1 - axis)
+        return each_map(self._slices, coefficients, 3, rotation, None)
+
+    def _slices(
+        self, coefficients: Maps, rotation: Rotations, conformation: Tensor | None
+    ) -> Coefficients:
+        return self.slicer.slices(coefficients, rotation)
 
     def density(self, coefficients: Maps, conformation: Tensor | None = None) -> Maps:
         """The map itself."""

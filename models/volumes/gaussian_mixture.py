@@ -10,7 +10,6 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from cryoprob.checks import require, warn
-from cryoprob.fourier.bands import full_band
 from cryoprob.gaussians import check_grid, narrowest
 from cryoprob.io.structures import Atoms
 from cryoprob.models.volumes.base import Volume
@@ -148,13 +147,6 @@ class GaussianMixture(Volume):
         options = {"widths": max(narrowest(pixel_size), extent * count ** (-1 / 3))} | options
         options = {"free": FREE} | options
         return cls(box, pixel_size, where, total / count, **options)  # type: ignore[arg-type]
-
-    def set_band(self, radius: int) -> None:
-        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
-        most = self.box // 2 - 1
-        fits = 0 <= radius <= most
-        require(fits, "band", expected=f"a radius of at most {most}", got=str(radius))
-        self.band = full_band(self.box).prefix(radius)
 
     def start(self, generator: torch.Generator) -> Tensor:
         """Coefficients [P] of the reference, with fresh weights of the displacement."""

@@ -1,17 +1,11 @@
 """A mean map and a few maps that conformations add to it, each in its own amount."""
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from cryoprob.checks import require
-from cryoprob.fourier.bands import full_band
-from cryoprob.fourier.slices import Slicer
-from cryoprob.masks import sphere
-from cryoprob.models.volumes.base import Volume
+from cryoprob.models.volumes.base import Sliced, faint_ball
 from cryoprob.models.volumes.batches import checked, each_map
 from cryoprob.models.volumes.fourier_gaussian import FourierGaussian
 from cryoprob.models.volumes.fourier_voxels import SpectralGaussian
@@ -34,7 +28,7 @@ class _Components(SpectralGaussian):
         return each.expand(self._extended_shape())
 
 
-class LinearModes(Volume):
+class LinearModes(Sliced):
     """``V(z) = V_0 + sum_k z_k V_k``; coefficients are the maps V_0 ... V_K, [1 + K, D, D, D].
 
     With ``z ~ N(0, I)`` it is probabilistic principal component analysis of maps seen in
@@ -67,10 +61,7 @@ class LinearModes(Volume):
         If there is no mode, or a variance is not positive.
     """
 
-    linear_in_coefficients = True
     linear_in_conformation = True
-    tau2: Tensor
-    slicer: Slicer
 
     def __init__(
         self,
@@ -97,18 +88,6 @@ class LinearModes(Volume):
         self.register_buffer("tau2", both)
         self.set_band(box // 2 - 1 if radius is None else radius)
 
-    def set_band(self, radius: int) -> None:
-        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
-        self.band = full_band(self.box).prefix(radius)
-        tau2 = self.tau2
-        self.slicer = Slicer(self.band, self.interpolation, dtype=tau2.dtype, device=tau2.device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """The slicer goes where the buffers go (``to``, ``cuda``, ``double``)."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.set_band(self.band.radius)
-        return self
-
     @property
     def unit(self) -> float:
         """Standard deviation of a mode of the mean at low frequencies: about that of a voxel."""
@@ -122,9 +101,7 @@ class LinearModes(Volume):
 
     def start(self, generator: torch.Generator) -> Maps:
         """Small random density inside of a sphere, unlike for all components, [1 + K, D, D, D]."""
-        white = torch.randn(len(self.tau2), *[self.box] * 3, generator=generator).to(self.tau2)
-        ball = sphere(self.box, 0.44 * self.box, 0.05 * self.box)
-        return white * ball.to(white) * (0.05 * self.unit)
+        return faint_ball(self.box, generator, len(self.tau2)).to(self.tau2) * self.unit
 
     def component_slices(self, coefficients: Maps, rotation: Rotations) -> Coefficients:
         """Slices [1 + K, *, m] of all components [1 + K, D, D, D] at rotations [*, 3, 3]."""

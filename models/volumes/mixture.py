@@ -79,7 +79,7 @@ class Mixture(Volume):
         wanted = "one or more volumes of one band that take no conformation"
         got = ", ".join(type(part).__name__ for part in members) or "none"
         require(alike and plain, "members of the mixture", expected=wanted, got=got)
-        self.members = nn.ModuleList(members)
+        self.members, self.box = nn.ModuleList(members), members[0].band.box
         self.linear_in_coefficients = all(part.linear_in_coefficients for part in members)
         self.conformation_size = len(members)
 

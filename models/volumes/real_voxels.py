@@ -6,9 +6,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from cryoprob.checks import require
-from cryoprob.fourier.bands import full_band
-from cryoprob.masks import sphere
-from cryoprob.models.volumes.base import Volume
+from cryoprob.models.volumes.base import Volume, faint_ball
 from cryoprob.types import Coefficients, Images, Maps, Rotations
 
 __all__ = ["RealVoxels"]
@@ -54,13 +52,6 @@ class RealVoxels(Volume):
         self.box = box
         self.set_band(box // 2 - 1 if radius is None else radius)
 
-    def set_band(self, radius: int) -> None:
-        """Explain the images up to shell ``radius`` only; beyond it they are noise."""
-        most = self.box // 2 - 1
-        fits = 0 <= radius <= most
-        require(fits, "band", expected=f"a radius of at most {most}", got=str(radius))
-        self.band = full_band(self.box).prefix(radius)
-
     def prior(self) -> TorchDistribution:
         """White normal voxels."""
         zero = torch.zeros_like(self.sd).expand([self.box] * 3)
@@ -74,9 +65,7 @@ class RealVoxels(Volume):
 
     def start(self, generator: torch.Generator) -> Maps:
         """Small random density inside of a sphere, [D, D, D]."""
-        white = torch.randn([self.box] * 3, generator=generator, dtype=torch.float64)
-        ball = sphere(self.box, 0.44 * self.box, 0.05 * self.box)
-        return (white * ball).to(self.sd) * (0.05 * self.unit)
+        return faint_ball(self.box, generator)[0].to(self.sd) * self.unit
 
     def slices(
         self, coefficients: Maps, rotation: Rotations, conformation: Tensor | None = None

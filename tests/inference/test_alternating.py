@@ -104,6 +104,28 @@ def test_poses_are_random_first_and_searched_when_due(problem, monkeypatch):
     assert turns.mode(problem.batch).detach().equal(scattered)
 
 
+@pytest.mark.parametrize(("start_radius", "wanted"), [(0, 1), (2, 2)])
+def test_a_search_before_the_first_step_is_in_its_own_band(
+    problem, monkeypatch, start_radius, wanted
+):
+    turns, moves = tables(problem)
+    guide = Guide(rotation=turns, shift=moves, volume=Point(problem.volume))
+    half = Half(problem.model, guide, torch.arange(8))
+    held = {"rotation": 1.0, "shift": 1.0}
+    joint = Joint(ProfileLogJoint(), 3, steps=100, batch=8, first_radius=1, radius=3, held=held)
+    bands = []
+    monkeypatch.setattr(
+        "cryoprob.inference.alternating.search_poses",
+        lambda half, *a, **k: bands.append(half.model.band.radius),
+    )
+    algorithm = Alternating(joint, PLAN, Modal(), first=0, every=1, start_radius=start_radius)
+    state = JointState(half)
+    while not state.done:
+        algorithm.step(state, problem.stack)
+    assert bands[0] == wanted and bands[-1] == 3
+    assert [record["radius"] for record in state.history] == [2, 3]
+
+
 def test_poses_that_no_search_can_fill_are_refused(problem):
     known = Known(problem.stack.rotation), Known(problem.stack.shift)
     guide = Guide(rotation=known[0], shift=known[1], volume=Point(problem.volume))

@@ -6,7 +6,11 @@ from moving import moving
 
 from cryoprob.checks import InputError
 from cryoprob.fourier.bands import full_band
-from cryoprob.inference.conformation_budget import conformation_budget, nodes_of
+from cryoprob.inference.conformation_budget import (
+    check_priced,
+    conformation_budget,
+    nodes_of,
+)
 from cryoprob.inference.grids import pose_grids
 from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
@@ -15,11 +19,17 @@ from cryoprob.inference.laws.shifts import DiracShift
 from cryoprob.inference.laws.vectors import DiracVector, NormalVector
 from cryoprob.inference.learn import seeded
 from cryoprob.inference.linear_posterior import latents
+from cryoprob.inference.objectives.augmented import Augmented
 from cryoprob.inference.objectives.elbo import Elbo
+from cryoprob.inference.objectives.iwae import Iwae
+from cryoprob.inference.objectives.ring_correlation import RingCorrelation
+from cryoprob.inference.objectives.symmetric import Symmetric
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
 from cryoprob.models.conformations.gaussian import GaussianConformation
+from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.structure_factors import Term
 
 N, SEED = 5, 3
 PLAN = Schedule(coarse_order=0, max_order=0, shift_extent=1.0, shift_step=1.0, mass=1.0)
@@ -148,6 +158,69 @@ def test_known_poses_cost_nothing(problem):
     # 128 and 400 draws: 5 standard errors as they are told, for both
     assert ((found.bound - bound).abs() < 5 * 1.2 * found.error).all()
     assert ((found.evidence - exact).abs() < 5 * found.error).all()
+
+
+class Pull(Term):
+    """A law of z beside its prior: normal around 1.5."""
+
+    def value(self, volume, coefficients, conformation):
+        return -2 * (conformation - 1.5).square().sum(-1)
+
+
+def test_terms_are_part_of_the_joint(problem, table):
+    """The posterior under them costs nothing, the one without them its divergence."""
+    old, (z, _) = problem.model, nodes_of(problem.model.conformation, 60)
+    parts = old.volume, old.rotation, old.shift, old.noise, old.pixel_size, None, old.conformation
+    model, law = ParticleModel(*parts, [Pull("pull")]), NormalVector(1)
+    bare, pull = own(problem, table), -2 * (z[:, 0] - 1.5).square()
+    mine, found = bare + pull, []
+    for joint in (mine, bare):
+        weight = torch.softmax(joint, 1)
+        mean = weight @ z
+        width = (weight @ z.square() - mean.square()).sqrt()
+        half = half_of(problem, law, mean)
+        half.model = model
+        half.guide.conformation.numbers.data = law.around(mean, width[..., None].square())
+        found.append(budget_of(problem, half))
+    exact, other = found
+    pose = (table[0] + pull).flatten(1).logsumexp(1) - mine.logsumexp(1)
+    torch.testing.assert_close(exact.pose, pose, rtol=0, atol=1e-6)  # the same nodes
+    weight = torch.softmax(bare, 1)
+    divergence = (weight * (bare.log_softmax(1) - mine.log_softmax(1))).sum(1)
+    # both posteriors are normal; 5 images, 5 standard errors as they are told
+    assert (exact.conformation.abs() < 5 * exact.error).all() and exact.error.max() < 0.1
+    assert ((other.conformation - divergence).abs() < 5 * other.error).all()
+    assert float(divergence.max()) > 10 * float(exact.error.max())  # it would be seen
+
+
+def test_terms_at_known_poses_and_diracs(problem):
+    """The evidence is that of the joint, by quadrature."""
+    old, known = problem.model, problem.guide(problem.truth)
+    parts = old.volume, old.rotation, old.shift, old.noise, old.pixel_size, None, old.conformation
+    half = half_of(problem, DiracVector(1), problem.z)
+    given = {"rotation": known.rotation, "shift": known.shift, "volume": Point(problem.truth)}
+    guide = Guide(conformation=half.guide.conformation, **given)
+    found = budget_of(problem, Half(ParticleModel(*parts, [Pull("pull")]), guide, half.index))
+    z, log_weight = nodes_of(old.conformation, 60)
+    batch = problem.stack.batch(half.index, full_band(problem.stack.box), torch.float64)
+    poses = problem.stack.rotation, problem.stack.shift, batch
+    score = old.likelihood(problem.truth, *poses, z[:, None].expand(60, N, 1))
+    joint = score.log_prob(batch.image) + (log_weight - 2 * (z[:, 0] - 1.5).square())[:, None]
+    assert ((found.evidence - joint.logsumexp(0)).abs() < 5 * found.error).all()
+    assert found.error.max() < 0.3
+
+
+def test_what_is_no_density_of_images_has_no_price(problem):
+    half = half_of(problem, NormalVector(1), problem.z)
+    ring = RingCorrelation(3.0)
+    for objective in (ring, Augmented(ring)):
+        with pytest.raises(InputError, match="one by the ring_correlation"):
+            check_priced(half, 3, objective)
+        with pytest.raises(InputError, match="one by the ring_correlation"):
+            plan = {"order": 0, "nodes": 3, "seed": SEED}
+            conformation_budget(half, problem.stack, half.index, PLAN, objective=objective, **plan)
+    for objective in (Elbo(), Iwae(2), Symmetric(), Augmented(Elbo())):
+        check_priced(half, 3, objective)
 
 
 def test_poses_with_densities_are_refused(problem):

@@ -67,12 +67,12 @@ def test_presets_begin_at_the_reference(name, drawn):
     assert 0.5 < factor < 1.6
 
 
-def built_of(name, drawn, references):
+def built_of(name, drawn, references, low_pass_A=20.0):
     stack = ParticleStack.read(drawn[0].truth, need=("ctf", "rotation", "shift"))
     plan = Schedule(**{**load(name).plan, "width": 8, "epochs": 40.0, "zdim": 2, "batch": 1})
     kind = {"dtype": torch.float32, "device": torch.device("cpu")}
     return load(name).build(
-        Scene(stack, plan, image_power(stack), references, 20.0, 1, "C1", kind)
+        Scene(stack, plan, image_power(stack), references, low_pass_A, 1, "C1", kind)
     )
 
 
@@ -82,6 +82,18 @@ def test_what_a_reference_changes_in_the_schedule(drawn):
     assert first[0] > 0 and first[1] == 0
     held = [set(built_of("cryofire", drawn, given).algorithm.held) for given in ([], [drawn[2]])]
     assert held == [{"conformation"}, {"conformation", "volume"}]
+
+
+@pytest.mark.parametrize("name", ["cryodrgn2", "cryodrgn-bnb"])
+def test_the_first_search_is_in_the_band_of_the_reference(name, drawn):
+    """Neither below the first band of the training, nor beyond its last."""
+    stack = ParticleStack.read(drawn[0].truth)
+    field, last = stack.box * stack.pixel_size, stack.box // 2 - 1
+    first = built_of(name, drawn, []).algorithm.joint.first_radius
+    assert first < last
+    for shell, wanted in ((first / 2, first), (last - 0.5, last - 1), (2 * last, last)):
+        turn = built_of(name, drawn, [drawn[2]], field / shell).algorithm
+        assert turn.start_radius == max(first, wanted)
 
 
 def test_without_a_reference_nothing_is_done(drawn):

@@ -19,9 +19,12 @@ from cryoprob.inference.guide import Guide
 from cryoprob.inference.half import Half
 from cryoprob.inference.joint import Joint, JointState
 from cryoprob.inference.laws.vectors import DiracVector, NormalVector
+from cryoprob.inference.learn import seeded
 from cryoprob.inference.objectives.base import log_terms
 from cryoprob.inference.objectives.elbo import Elbo
 from cryoprob.inference.objectives.iwae import Iwae
+from cryoprob.inference.objectives.profile_log_joint import ProfileLogJoint
+from cryoprob.inference.objectives.ring_correlation import RingCorrelation
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.per_image import PerImage
 from cryoprob.inference.treatments.point import Point
@@ -130,10 +133,51 @@ def test_objectives_count_those_of_each_draw():
     each, _ = direct(bent, bent.own, poses.conformation)
     prior = bent.model.conformation.prior().log_prob(poses.conformation)
     assert each.shape == (3, COUNT)
-    torch.testing.assert_close(found.prior, prior + each)
+    torch.testing.assert_close(found.prior, prior)
+    torch.testing.assert_close(found.potential, each)
     bare = Bent(seeded_generator())
     likelihood = log_terms(bare.model, bent.guide, bent.own, poses, bent.batch()).likelihood
     torch.testing.assert_close(found.likelihood, likelihood)
+
+
+@pytest.mark.parametrize("objective", [Elbo(3), ProfileLogJoint()])
+def test_a_weight_on_the_divergence_leaves_the_terms_alone(objective):
+    """Bonds hold from the first step of a training whose divergence hardly counts then."""
+    law = DiracVector(2) if objective.kind == "profile_log_joint" else None
+    values = []
+    for terms in ([], all_terms(seeded_generator())):
+        bent = Bent(seeded_generator(), terms, law)
+        for beta in (1.0, 0.05):
+            with seeded(1), torch.no_grad():
+                found = objective.weighted(beta)(bent.model, bent.guide, bent.own, bent.batch())
+            values.append(found)
+    assert not torch.allclose(values[0], values[1])  # the divergence is weighed
+    torch.testing.assert_close(values[2] - values[0], values[3] - values[1])
+    assert float((values[3] - values[1]).max()) < -1
+
+
+def test_ring_correlations_count_them_and_priors_and_form_slices_once(monkeypatch):
+    bent = Bent(seeded_generator(), all_terms(seeded_generator()))
+    counted, formed = [], GaussianMixture.slices
+    monkeypatch.setattr(
+        GaussianMixture, "slices", lambda *a, **k: counted.append(1) or formed(*a, **k)
+    )
+    bare = Bent(seeded_generator())
+    with torch.no_grad():
+        with seeded(1):
+            found = RingCorrelation(3.0, first=1)(bent.model, bent.guide, bent.own, bent.batch())
+        assert len(counted) == 1
+        with seeded(1):
+            other = RingCorrelation(3.0, first=1)(bare.model, bare.guide, bent.own, bent.batch())
+        with seeded(1):
+            poses = bent.guide.draw(bent.batch(), 1)
+        each, _ = direct(bent, bent.own, poses.conformation)
+        torch.testing.assert_close(found - other, each[0])
+        bare.model.conformation.scale.mul_(2.0)
+        with seeded(1):
+            wide = RingCorrelation(3.0, first=1)(bare.model, bare.guide, bent.own, bent.batch())
+    gain = poses.conformation[0].square().sum(1) * (1 - 1 / 4) / 2 - 2 * log(2)
+    torch.testing.assert_close(wide - other, gain)  # two numbers of a normal prior, twice as wide
 
 
 def test_iwae_of_one_draw_is_the_elbo_and_more_draws_are_no_worse(generator):
@@ -272,12 +316,14 @@ def test_a_dirac_conformation_and_linear_modes(generator):
     )
     poses = bent.guide.draw(bent.batch(), 1)
     own = volume.start(generator)
-    found = log_terms(model, bent.guide, own, poses, bent.batch()).prior
+    found = log_terms(model, bent.guide, own, poses, bent.batch())
     places = bent.reference + torch.einsum("nk,ksc->nsc", bent.z, modes)
     lengths = (places[:, 1:] - places[:, :-1]).norm(dim=-1)
     wanted = -((lengths - 3.0) ** 2).sum(1) / (2 * 0.1**2)
     normal = -(bent.z**2).sum(1) / 2 - log(2 * torch.pi)
-    torch.testing.assert_close(found, (wanted + normal)[None])
+    torch.testing.assert_close(found.potential, wanted[None])
+    torch.testing.assert_close(model.log_potential(own, bent.z), wanted)
+    torch.testing.assert_close(found.prior, normal[None])
 
 
 def test_what_does_not_fit_is_refused(generator):

@@ -19,6 +19,9 @@ from cryoprob.inference.treatments.point import Point
 from cryoprob.models.conformations.gaussian import GaussianConformation
 from cryoprob.models.gaussian_defocus import GaussianDefocus
 from cryoprob.models.particle_model import ParticleModel
+from cryoprob.models.structure_factors import Deviation
+from cryoprob.models.volumes.displacements import LinearDisplacements
+from cryoprob.models.volumes.gaussian_mixture import GaussianMixture
 from cryoprob.models.volumes.linear_modes import LinearModes
 
 F64 = torch.float64
@@ -59,6 +62,35 @@ def test_it_is_pyros(moving):
     error = float(theirs.std() / 300**0.5) * (1 + 0.5**0.5)
     assert parts.shape == (3,)
     assert abs(float(ours - theirs.mean())) < 4.5 * error
+
+
+def test_it_is_pyros_with_terms(moving):
+    """At the same draws of z a term as it is, and in all what Pyro counts."""
+    problem, old, _ = moving
+    box, generator = problem.stack.box, torch.Generator().manual_seed(0)
+    where = 6 * torch.randn(4, 3, generator=generator, dtype=F64)
+    modes = 2 * torch.randn(1, 4, 3, generator=generator, dtype=F64)
+    moves = LinearDisplacements(modes)
+    volume = GaussianMixture(box, old.pixel_size, where, 5.0, displacement=moves, dtype=F64)
+    parts = old.rotation, old.shift, old.noise, old.pixel_size, old.contrast, old.conformation
+    own = volume.start(generator)
+    guide = guide_of(Point(own), NormalVector(1, width=0.3), [0.5, -1.0, 1.5])
+    elbo, prior, theirs = TraceEnum_ELBO(max_plate_nesting=1), volume.prior().log_prob(own), []
+    found = []
+    for terms in ([], [Deviation(where, 1.0)]):
+        model = ParticleModel(volume, *parts, terms)
+        with seeded(1), torch.no_grad():
+            found.append(SummedPoses(40)(model, guide, own, problem.batch))
+            theirs += [-elbo.loss(model, guide, problem.batch) - float(prior) for _ in range(40)]
+    with seeded(1):
+        z = guide.conformation.draw(problem.batch, 40).value.detach()
+    wanted = -z.square().sum(-1).mean(0) * modes.square().sum() / 2
+    torch.testing.assert_close(found[1] - found[0], wanted)
+    theirs = torch.tensor(theirs[40:], dtype=F64)
+    # three images' variance of a term, 40 draws each of theirs and of ours
+    error = float(theirs.std() / 40**0.5) * 2**0.5
+    assert abs(float(found[1].sum() - theirs.mean())) < 4.5 * error
+    assert float(wanted.sum()) < -5 * error  # it would be seen if it were left out
 
 
 def test_it_bounds_the_evidence_and_touches_it(moving):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mixtures import mixed
+from moving import moving
 from scenes import assembled
 
 from cryoprob.inference.latent import collapse
@@ -16,6 +17,20 @@ def auc(values, labels):
     low, high = (values[labels == label].sort().values for label in (0, 1))
     share = float(torch.searchsorted(low, high).double().mean()) / len(low)
     return max(share, 1 - share)
+
+
+@pytest.mark.parametrize("name", ["cryodrgn", "cryodrgn2", "cryodrgn-bnb"])
+def test_presets_that_learn_the_noise_begin_with_a_low_weight(name):
+    """As the records of a short training tell; a held noise needs none, and the user's goes first."""
+    stack = moving(box=8, n=8, dtype=torch.float32).stack
+    small = {"width": 4, "layers": 1, "zdim": 1, "batch": 2, "epochs": 50.0, "coarse_order": 0}
+    found = []
+    for given in ({}, {"beta": 0.5}, {"kl_start": 0.5}):
+        built = assembled(stack, name, dtype=torch.float32, **small, **given)
+        built.algorithm.step(built.state, stack)
+        kind = built.state.history[0]["kind"]
+        found.append(kind.partition("divergence times ")[2])
+    assert found == ["0.05 and more", "", "0.5 and more"]
 
 
 @pytest.mark.slow

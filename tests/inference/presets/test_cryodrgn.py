@@ -5,6 +5,7 @@ from math import log, pi
 import pytest
 import torch
 from moving import moving
+from scenes import assembled
 
 from cryoprob.fourier.bands import full_band
 from cryoprob.inference.build import image_power
@@ -51,6 +52,21 @@ def test_beta_is_a_noise_level():
     constant = sigma2 * 64 * log(2 * pi * sigma2)
     # sums of 64 squares in float64
     torch.testing.assert_close(loss, -2 * sigma2 * bound - constant, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cryodrgn", "cryoai", "cryofire", "cryoposenet", "ppca"])
+def test_beta_is_of_the_noise_alone(name):
+    """Volumes and encoders begin as they do with a learned noise: at the images' power."""
+    stack, built = moving(box=16, n=8).stack, []
+    for beta in (0.0, 0.125):
+        built.append(assembled(stack, name, width=8, layers=1, zdim=2, beta=beta).half)
+    free, held = built
+    numbers = {**dict(free.model.volume.named_buffers()), **dict(free.guide.named_buffers())}
+    others = {**dict(held.model.volume.named_buffers()), **dict(held.guide.named_buffers())}
+    torch.testing.assert_close(others, numbers)
+    law, other = (half.model.volume.prior() for half in built)
+    torch.testing.assert_close(other.stddev, law.stddev)
+    assert not held.model.noise.sigma2.equal(free.model.noise.sigma2)
 
 
 def test_without_beta_the_noise_starts_at_the_images_power():

@@ -102,12 +102,12 @@ from problems import make_problem, some_map
 from scenes import plan_of, refinement
 
 from cryoprob.fourier.shells import shell_index_3d
+from cryoprob.inference import ab_initio
 from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.build import image_power
 from cryoprob.inference.class_e_step import class_e_step
 from cryoprob.inference.e_step import e_step
 from cryoprob.inference.guide import Guide
-from cryoprob.inference.m_step import solve_volume
 from cryoprob.inference.presets.menu import PRESETS
 from cryoprob.inference.treatments.known import Known
 from cryoprob.inference.treatments.modal import Modal
@@ -182,18 +182,19 @@ def test_relion_refine3d_climbs_by_the_exact_m_step_and_not_by_its_own():
 
 def swapped(stack, maps, steps=3):
     """Ends of relion-class3d from two maps, as given and in the other order."""
-    ends = []
+    ends = []  # algorithm, state, log posteriors
     for order in ([0, 1], [1, 0]):
         settings = STILL | COARSE | {"classes": 2, "m_step": "exact"}
         found = refinement(stack, "relion-class3d", maps[order], radius=3, **settings)
         heights = course(stack, *found, steps)
-        ends.append((found[1].halves[0], heights))
+        ends.append((*found, heights))
     return ends
 
 
 def test_relion_class3d_shares_images_out_and_does_not_know_its_labels():
     problem, maps = images()
-    (one, heights), (other, others) = swapped(problem.stack, 0.3 * maps)
+    (algorithm, state, heights), (_, flipped, others) = swapped(problem.stack, 0.3 * maps)
+    one, other = state.halves[0], flipped.halves[0]
     # conjugate gradients that stop at 1e-3 may stop a step earlier or later
     ends = (half.guide.volume.coefficients.detach() for half in (one, other))
     torch.testing.assert_close(next(ends), next(ends).flip(0), rtol=0, atol=1e-6)
@@ -205,27 +206,28 @@ def test_relion_class3d_shares_images_out_and_does_not_know_its_labels():
     ones = torch.ones(len(problem.stack), dtype=F64)
     torch.testing.assert_close(found.shares.sum(1), ones)
     assert float(found.shares.mean(0).min()) > 0.01  # else there is nothing to see
-    one.model.conformation.update(found.shares.sum(0))
+    old = one.model.conformation.weights.clone()
+    algorithm.step(state, problem.stack)  # after an E-step of the same model
     torch.testing.assert_close(one.model.conformation.weights, found.shares.mean(0))
+    assert float((old - found.shares.mean(0)).abs().max()) > 1e-3
     gains = heights.diff()
     # as of one map: 1e-3 of the residual
     assert float(gains.min()) > -1e-5 * float(gains.max()) and float(gains.sum()) > 1
 
 
 def begun(stack, **settings):
-    """A start from nothing after its first stochastic step: model, guide and grids."""
+    """A start from nothing after its first stochastic step: model, guide and grids in its state."""
     own = {"start_images": 4, "start_radius": 3, "starts": 1, "shift_extent": 2.0}
     plan = plan_of("cryosparc-abinitio", **own | settings)
-    state = AbInitioState()
-    AbInitio(plan, 3, image_power(stack), dtype=F64).step(state, stack)
-    assert state.current is not None
-    return state.current
+    algorithm, state = AbInitio(plan, 3, image_power(stack), dtype=F64), AbInitioState()
+    algorithm.step(state, stack)
+    return algorithm, state
 
 
 def test_cryosparc_abinitio_minibatches_add_up_to_all_images():
     """The gradient ``b - A V`` of a minibatch is an unbiased estimate of the whole one."""
     problem, _ = images(n=12, box=10)
-    half = begun(problem.stack)
+    half = begun(problem.stack)[1].running
     volume = half.guide.volume.coefficients.detach()
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
 
@@ -240,16 +242,18 @@ def test_cryosparc_abinitio_minibatches_add_up_to_all_images():
     assert float((parts[0][0] - parts[1][0]).norm()) > 0.1 * float(whole[0].norm())
 
 
-def test_cryosparc_abinitio_climbs_in_small_steps_of_all_images():
+def test_cryosparc_abinitio_climbs_in_small_steps_of_all_images(monkeypatch):
+    """Its own step, with all held that is not a step of the map: grid, noise, mask."""
     problem, _ = images(n=12, box=10)
-    half = begun(problem.stack)
-    model, point, heights = half.model, half.guide.volume.coefficients, []
+    algorithm, state = begun(problem.stack, start_images=12)
+    monkeypatch.setattr(AbInitio, "_grids", lambda *a: None)
+    monkeypatch.setattr(AbInitio, "_constrain", lambda self, volume, model: volume)
+    monkeypatch.setattr(ab_initio, "update_noise", lambda *a, **k: None)
+    half, heights = state.running, []
     for _ in range(5):
-        found = e_step(model, half.guide, problem.stack)
-        heights.append(float(found.summary.bound.sum() + model.log_prior_volume(point.data)))
-        equations, tau2 = found.insertion.equations(), model.linear_volume.tau2
-        new = solve_volume(equations, tau2, point.data, tolerance=1e-3).volume
-        point.data = 0.7 * point.data + 0.3 * new  # the preset's own step
+        prior = half.model.log_prior_volume(half.guide.volume.coefficients.detach())
+        record = algorithm.step(state, problem.stack)
+        heights.append(12 * record["bound"] + float(prior))
     # part of the way to the top of a parabola below the log posterior is up
     assert bool((torch.tensor(heights, dtype=F64).diff() > 0).all())
 
@@ -292,7 +296,7 @@ def test_fstdiff_ends_at_the_ridge_solution_too_narrow_and_its_bound_is_a_mean()
     assert away < 1e-3  # conjugate gradients' tolerance
     variance, marginal = q.variance.detach(), diagonal(precision.inverse())
     torch.testing.assert_close(variance, 1 / diagonal(precision))
-    assert (variance <= marginal * (1 + 1e-9)).all() and float((variance / marginal).min()) < 0.9
+    assert float((variance / marginal).min()) < 0.9  # modes mix
     drawn = []
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -180,7 +180,7 @@ def trained(monkeypatch):
     """cryodrgn with linear modes in its network's place, trained."""
 
     def modes(scene, size, generator):
-        signal = scene.sigma2.mean(0) / scene.stack.box  # as of linear.py
+        signal = scene.spectrum / scene.stack.box  # as of linear.py
         return LinearModes(scene.stack.box, size, signal, 0.1 * signal, **scene.kind)
 
     monkeypatch.setattr(cryodrgn, "network", modes)
