@@ -47,8 +47,8 @@ def finish_modes(
     """
     half = state.half
     model, point = half.model, half.guide.volume.coefficients
-    kinds: dict[str, bool] = {"hard": hard, "flat": flat}
-    found = modes_e_step(model, half.guide, stack, covariance=state.covariance, **kinds)
+    whose, doubt = (model, half.guide, stack), state.covariance
+    found = modes_e_step(*whose, hard=hard, flat=flat, covariance=doubt)
     tau2 = linear_modes_of(model).tau2
     numbers = determined(BlockEquations.of(found), point.data, tau2)
     numbers += flat * found.mean.numel()  # fitted, too
@@ -64,7 +64,7 @@ def finish_modes(
     for k, mode in enumerate(point.data[1:], 1):
         states.maps[f"mode_{k}"] = (unit[k - 1] * mode).cpu()
     rotation, shift = known_poses(half.guide)
-    doubt, noise = collapse(mean, spread), noise_log_density(stack)
+    told, noise = collapse(mean, spread), noise_log_density(stack)
     posterior = summary_at(found.common.summary.bound, rotation, shift)
     return FitResult(
         volume=volume.cpu(),
@@ -74,7 +74,7 @@ def finish_modes(
         criterion="the band of the fit; no half sets",
         posterior=posterior,
         history=state.history,
-        trust=f"{verdict(posterior, noise, [], True, kind, numbers)} {doubt}".rstrip(),
+        trust=f"{verdict(posterior, noise, [], True, kind, numbers)} {told}".rstrip(),
         fitted=half,
         states=states,
     )
