@@ -4,6 +4,7 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from cryoprob.checks import InputError, did_you_mean, require
 from cryoprob.inference.imaging import NODES, Latent
@@ -19,6 +20,8 @@ HYBRIDS = ("amortized-local",)
 
 POSES = ("ignore", "known", "local")
 """What is done with the poses of the STAR file."""
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 
 
 @dataclass(frozen=True)
@@ -191,20 +194,36 @@ class FitConfig:
         Raises
         ------
         InputError
-            If it cannot be read or holds an unknown name.
+            If it cannot be read, or holds an unknown name or a value of another kind.
         """
         try:
             values = tomllib.loads(Path(path).read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(str(path), expected="a TOML file", got=str(error)) from None
         schedule = values.pop("schedule", {})
+        fits, got = isinstance(schedule, dict), f"schedule = {schedule!r}"
+        require(fits, str(path), expected="a table [schedule]", got=got)
+        got = "none"
+        require("particles" in values, str(path), expected='particles = "a STAR file"', got=got)
         for kind, found in ((cls, values), (Schedule, schedule)):
             known = {item.name for item in fields(kind)}
             unknown = sorted(set(found) - known)
             near = did_you_mean(unknown[0], known) if unknown else ""
             got = ", ".join(unknown)
             require(not unknown, str(path), expected="known settings", got=got, remedy=near)
+            _check_kinds(str(path), kind, found)
         return cls(**values, schedule=Schedule(**schedule))
+
+
+def _check_kinds(where: str, of: type, values: dict[str, object]) -> None:
+    """Raise InputError unless values are of the types that a dataclass has for their names."""
+    types = get_type_hints(of)
+    for name, value in values.items():
+        kinds = get_args(types[name]) or (types[name],)
+        same = isinstance(value, bool) == (bool in kinds)
+        fits = same and isinstance(value, (*kinds, int) if float in kinds else kinds)
+        words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
+        require(fits, where, expected=f"{name} to be {words}", got=repr(value))
 
 
 def _toml(value: object) -> str:

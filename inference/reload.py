@@ -11,7 +11,7 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.inference.build import image_power
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.learn import seeded
-from cryoprob.inference.loop import load_checkpoint
+from cryoprob.inference.loop import load_checkpoint, taking_up
 from cryoprob.inference.presets.base import Built, Preset, Scene
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.starts import kind_of, stack_of
@@ -112,11 +112,7 @@ def reload(out: str | Path) -> tuple[Built, ParticleStack]:
     stack = stack_of(config)
     built = system_of(config, stack)
     checkpoint = folder / "checkpoint.pt"
-    try:
+    with taking_up(checkpoint):
         built.state.unpack(load_checkpoint(checkpoint)["system"])
-    except (KeyError, RuntimeError) as error:  # torch: sizes that do not fit
-        wanted, got = "what the settings beside it give", str(error).splitlines()[0]
-        remedy = "It may be of another version of cryoprob: fit again."
-        raise InputError(str(checkpoint), expected=wanted, got=got, remedy=remedy) from error
     built.settle()
     return built, stack

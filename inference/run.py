@@ -24,6 +24,7 @@ from cryoprob.inference.loop import (
     load_checkpoint,
     run_loop,
     save_checkpoint,
+    taking_up,
 )
 from cryoprob.inference.presets.base import Preset
 from cryoprob.inference.presets.menu import load
@@ -98,8 +99,9 @@ class _Run:
     def _built(self, preset: Preset) -> FitResult:
         """A system that is not EM of maps by search, as its preset puts it together."""
         built = system_of(self.config, self.stack)
-        if "system" in self.saved:
-            built.state.unpack(self.saved["system"])
+        if self.saved:
+            with taking_up(self.checkpoint):
+                built.state.unpack(self.saved["system"])
         else:
             built.begin()
 
@@ -149,8 +151,9 @@ class _Run:
             config.schedule, config.seed, image_power(small), config.symmetry, **self.kind
         )
         state = AbInitioState()
-        if "starts" in self.saved:
-            state = algorithm.restore(self.saved["starts"], small)
+        if self.saved:
+            with taking_up(self.checkpoint):
+                state = algorithm.restore(self.saved["starts"], small)
 
         def save() -> None:
             self._save({"starts": state.pack()}, state.history)
@@ -184,13 +187,11 @@ class _Run:
             first = starts
         state = EMState(self._halves(first.to(**self.kind), power))
         state.shell = self._first_shell(bool(kept))
-        if "refine" in self.saved:
-            state.unpack(self.saved["refine"])
-        elif config.reference is not None:
-            for half in state.halves:
-                self.observer.note(match_amplitude(half, self.stack, plan, config.symmetry))
-        if "refine" not in self.saved and len(first) < plan.classes:
-            split(self._algorithm(state.halves[0]), state, self.stack)
+        if "refine" in self.saved or (self.saved and not kept):
+            with taking_up(self.checkpoint):
+                state.unpack(self.saved["refine"])
+        else:
+            self._begin(state, len(first))
 
         def save() -> None:
             self._save({**kept, "refine": state.pack()}, [*earlier, *state.history])
@@ -205,6 +206,16 @@ class _Run:
             save=save,
         )
         return state
+
+    def _begin(self, state: EMState, maps: int) -> None:
+        """Bring references to the images' gray scale; split one map for several classes."""
+        plan, symmetry = self.config.schedule, self.config.symmetry
+        if self.config.reference is not None:
+            said = [match_amplitude(half, self.stack, plan, symmetry) for half in state.halves]
+            for text in dict.fromkeys(said):  # halves may agree
+                self.observer.note(text)
+        if maps < plan.classes:
+            split(self._algorithm(state.halves[0]), state, self.stack)
 
     def _first_shell(self, found: bool) -> int:
         """Resolution of the start map, in shells."""

@@ -109,6 +109,8 @@ def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
 
 def refuse_overwriting(out: Path, resume: bool) -> None:
     """Raise InputError if a folder has results that a run would overwrite."""
+    fits = out.is_dir() or not out.exists()
+    require(fits, f"--out {out}", expected="a folder", got="a file; nothing was changed")
     there = [name for name in _RESULTS if (out / name).exists()]
     require(
         resume or not there,
@@ -125,10 +127,27 @@ def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult
     Raises
     ------
     InputError
-        If the input is bad; a folder that was new is then as if nothing had been.
+        If the input is bad.
     OutputError, Interrupted
         If a file cannot be written, and on Ctrl-C; both say how to go on.
+
+    Notes
+    -----
+    Whatever stops it before the first checkpoint, a folder that was new is then as if nothing
+    had been.
     """
+    try:
+        return _observed(config, out, resume)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_resume(out)) from None
+    except OutputError as error:
+        remedy = f"{error.remedy} {_how_to_resume(out)}"
+        told = {"expected": error.expected, "got": error.got, "remedy": remedy}
+        raise OutputError(error.where, **told) from error
+
+
+def _observed(config: FitConfig, out: Path, resume: bool) -> "FitResult":
+    """Fit under a display; what fails early leaves no settings in a folder that was new."""
     from cryoprob.app.progress import display
     from cryoprob.inference.run import run_fit
 
@@ -136,17 +155,7 @@ def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult
     try:
         with display() as observer:
             return run_fit(config, out, resume=resume, observer=observer)
-    except KeyboardInterrupt:
-        if fresh:
-            _forget(out)
-        raise Interrupted(_how_to_resume(out)) from None
-    except OutputError as error:
-        if fresh:
-            _forget(out)
-        remedy = f"{error.remedy} {_how_to_resume(out)}"
-        told = {"expected": error.expected, "got": error.got, "remedy": remedy}
-        raise OutputError(error.where, **told) from error
-    except InputError:
+    except BaseException:
         if fresh:
             _forget(out)
         raise
@@ -161,10 +170,10 @@ def _how_to_resume(out: Path) -> str:
 
 def _forget(out: Path) -> None:
     """Remove the settings of a fit that came to nothing, so that the folder can be used."""
-    if not (out / "checkpoint.pt").exists():
+    if out.is_dir() and not (out / "checkpoint.pt").exists():
         (out / "config.toml").unlink(missing_ok=True)
         (out / "log.txt").unlink(missing_ok=True)
-        if out.is_dir() and not any(out.iterdir()):
+        if not any(out.iterdir()):
             out.rmdir()
 
 

@@ -62,11 +62,15 @@ class Latent:
         file = out / "posterior.nc"
         wanted = "a finished fit of a model with coordinates (cryodrgn, ppca, cryofire, ...)"
         require(file.exists(), str(out), expected=wanted, got="no posterior.nc")
-        with xarray.open_dataset(file, group="sample_stats", engine="h5netcdf") as stats:
-            if "conformation" not in stats:
-                raise InputError(str(file), expected=wanted, got="a fit without coordinates")
-            pair = (stats[name].values for name in ("conformation", "conformation_std"))
-            return cls(*(torch.from_numpy(values).double() for values in pair))
+        try:
+            stats = xarray.load_dataset(file, group="sample_stats", engine="h5netcdf")
+        except (OSError, KeyError, ValueError) as error:  # cut short, or of another program
+            got, remedy = f"a damaged file ({error})", "Write it anew: cryoprob fit --resume."
+            raise InputError(str(file), expected=wanted, got=got, remedy=remedy) from error
+        if "conformation" not in stats:
+            raise InputError(str(file), expected=wanted, got="a fit without coordinates")
+        pair = (stats[name].values for name in ("conformation", "conformation_std"))
+        return cls(*(torch.from_numpy(values).double() for values in pair))
 
 
 def show_latent(

@@ -191,7 +191,9 @@ At = Annotated[
 Umap = Annotated[
     bool, Option("--umap", help="Lay out the particles by UMAP (pip install umap-learn).")
 ]
-LatentSeed = Annotated[int, Option("--seed", metavar="N", help="Of k-means and UMAP.")]
+LatentSeed = Annotated[
+    int, Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of k-means and UMAP.")
+]
 Price = Annotated[
     int,
     Option(

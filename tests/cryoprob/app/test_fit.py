@@ -55,6 +55,59 @@ def test_results_are_not_overwritten(tmp_path, name):
         refuse_overwriting(tmp_path, False)
 
 
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="out: expected a folder, got a file"):
+        refuse_overwriting(tmp_path / "out", False)
+    with pytest.raises(OutputError):  # of a folder above it, told once the fit begins
+        _run_into(tmp_path / "out" / "below")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def _run_into(out):
+    """A fit that finds only when it writes that it cannot."""
+    with pytest.MonkeyPatch.context() as patched:
+        error = OutputError(str(out), expected="a folder to write into", got="a file")
+        patched.setattr("cryoprob.inference.run.run_fit", lambda *_, **__: _raise(error))
+        watched(FitConfig("p.star", seed=1), out)
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[schedule]\nzdim = "2"', "zdim to be a whole number, got '2'"),
+        ("[schedule]\nzdim = 2.5", "zdim to be a whole number, got 2.5"),
+        ("[schedule]\nnoise = 1", "noise to be true or false, got 1"),
+        ("[schedule]\nbatch = true", "batch to be a whole number, got True"),
+        ('beta = 1\n[schedule]\nbeta = "1"', "known settings, got beta"),
+        ("poses = 3", "poses to be text in quotes, got 3"),
+        ('low_pass_A = "x"', "low_pass_A to be a number, got 'x'"),
+        ("schedule = 3", r"a table \[schedule\], got schedule = 3"),
+    ],
+)
+def test_a_file_with_values_of_another_kind(tmp_path, text, told):
+    path = tmp_path / "config.toml"
+    path.write_text('particles = "p.star"\n' + text)
+    with pytest.raises(InputError, match=told):
+        FitConfig.from_toml(path)
+
+
+def test_files_that_are_no_settings(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("seed = 1")
+    with pytest.raises(InputError, match="particles"):
+        FitConfig.from_toml(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="a TOML file"):
+        FitConfig.from_toml(path)
+    path.write_text('particles = "p.star"\nlow_pass_A = 30\n[schedule]\nepochs = 3')
+    assert FitConfig.from_toml(path).schedule.epochs == 3  # whole numbers are numbers
+
+
 def failing(error):
     """A run that writes its settings and fails."""
 
@@ -73,8 +126,9 @@ def failing(error):
         KeyboardInterrupt(),
         InputError("image 3", expected="numbers", got="NaN"),
         OutputError("volume.mrc", expected="room", got="none"),
+        MemoryError("no room"),
     ],
-    ids=["ctrl-c", "input", "output"],
+    ids=["ctrl-c", "input", "output", "any other"],
 )
 def test_what_stopped_early_leaves_no_trace_and_what_got_far_is_kept(
     tmp_path, monkeypatch, error, checkpoint
@@ -84,11 +138,11 @@ def test_what_stopped_early_leaves_no_trace_and_what_got_far_is_kept(
         out.mkdir()
         (out / "checkpoint.pt").write_text("")
     monkeypatch.setattr("cryoprob.inference.run.run_fit", failing(error))
-    with pytest.raises((InputError, Interrupted)) as caught:
+    with pytest.raises((InputError, Interrupted, MemoryError)) as caught:
         watched(FitConfig("p.star", seed=1), out)
     told = str(caught.value)
     assert out.exists() == checkpoint
-    if type(error) is InputError:
+    if type(error) in (InputError, MemoryError):
         assert caught.value is error
     elif checkpoint:
         assert told.endswith(f"All finished steps are kept. Go on with: {_command(out)}")

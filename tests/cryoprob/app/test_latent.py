@@ -1,6 +1,7 @@
 """The latent command on a small fit."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -163,3 +164,17 @@ def test_the_picture_says_where_it_means_nothing(monkeypatch, size):
     names = axis_names(principal_axes(cloud).share)
     ax = pictured(monkeypatch, cloud, cloud[:3], cloud[:5], names, doubt)
     assert "mean nothing" in " ".join(ax.get_title().split())
+
+
+def test_a_file_cut_short_and_a_seed_below_zero_are_told_in_words(fitted, tmp_path):
+    out, _ = fitted
+    broken = tmp_path / "broken"
+    shutil.copytree(out, broken)
+    whole = (out / "posterior.nc").read_bytes()
+    (broken / "posterior.nc").write_bytes(whole[: len(whole) // 2])
+    found = run(broken)
+    told = " ".join(found.stderr.split())
+    assert found.exit_code == 2 and "posterior.nc: expected a finished fit" in told
+    assert "a damaged file" in told
+    found = run(out, "--seed", -1)
+    assert found.exit_code == 2 and "--seed" in found.stderr
