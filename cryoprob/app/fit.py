@@ -192,8 +192,7 @@ def _schedule(base: Schedule, settings: Sequence[str]) -> Schedule:
         remedy = "`cryoprob settings` lists the keys."
         require(bool(equals), "--set", expected="key=value", got=repr(setting), remedy=remedy)
         pairs[name.strip()] = text.strip()
-    parsed = Schedule.parse(pairs)
-    return replace(base, **{name: getattr(parsed, name) for name in pairs})
+    return replace(base, **Schedule.values(pairs))
 
 
 def _check_input(config: FitConfig) -> "Built | None":

@@ -9,6 +9,7 @@ from cryoprob.app.fit import configure, conformations, refuse_overwriting, watch
 from cryoprob.app.guard import Interrupted
 from cryoprob.checks import InputError, OutputError
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.states import States
 
 
@@ -20,6 +21,14 @@ def test_options_override_the_file_and_set_overrides_both(tmp_path):
     found = configure(given, ["starts=7", "mass = 1"], file, tmp_path, False)
     assert (found.particles, found.seed, found.low_pass_A) == ("a.star", 3, 30.0)
     assert (found.symmetry, found.schedule.starts, found.schedule.mass) == ("D2", 7, 1.0)
+
+
+def test_set_is_checked_beside_the_settings_of_the_file(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text(FitConfig("a.star", schedule=Schedule(beta=1.0)).to_toml())
+    assert configure({}, ["anneal=4"], file, tmp_path, False).schedule.anneal == 4
+    with pytest.raises(InputError, match="^anneal: expected 1, or above 1 beside a beta"):
+        configure({"particles": Path("p.star")}, ["anneal=4"], None, tmp_path, False)
 
 
 def test_without_a_seed_one_is_drawn():
