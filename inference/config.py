@@ -1,7 +1,7 @@
 """Everything needed to run a fit again, as written to ``config.toml``."""
 
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -21,6 +21,15 @@ HYBRIDS = ("amortized-local",)
 POSES = ("ignore", "known", "local")
 """What is done with the poses of the STAR file."""
 
+_APART = ("schedule", "threads")
+_OPTIONS = {
+    "low_pass_A": "low-pass",
+    "half_sets": "half-sets",
+    "pixel_size": "pixel-size",
+    "contrast_sd": "contrast",
+    "defocus_sd_A": "defocus",
+    "defocus_nodes": "defocus-nodes",
+}
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 
 
@@ -179,6 +188,27 @@ class FitConfig:
         """Paths of the start maps."""
         return [] if self.reference is None else self.reference.split(",")
 
+    def changes(self, now: "FitConfig") -> list[str]:
+        """Settings that are other ones ``now``, as the command line has them.
+
+        ``threads`` are left out: they change what is fitted by rounding at most.
+        """
+        names = [item.name for item in fields(FitConfig)]
+        pairs = [(_option(n), getattr(self, n), getattr(now, n)) for n in names if n not in _APART]
+        for item in fields(Schedule):
+            both = getattr(self.schedule, item.name), getattr(now.schedule, item.name)
+            pairs.append((f"--set {item.name}", *both))
+        return [f"{name} {_said(b)} (it was {_said(a)})" for name, a, b in pairs if a != b]
+
+    def whole(self) -> "FitConfig":
+        """The same with files by their whole paths: it can be gone on with from any folder."""
+        found = {"particles": _whole(self.particles)}
+        if self.reference is not None:
+            found["reference"] = ",".join(map(_whole, self.references))
+        if Path(self.mask).is_file():
+            found["mask"] = _whole(self.mask)
+        return replace(self, **found)
+
     def to_toml(self) -> str:
         """The text of ``config.toml``."""
         top = {k: v for k, v in asdict(self).items() if k != "schedule" and v is not None}
@@ -224,6 +254,20 @@ def _check_kinds(where: str, of: type, values: dict[str, object]) -> None:
         fits = same and isinstance(value, (*kinds, int) if float in kinds else kinds)
         words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
         require(fits, where, expected=f"{name} to be {words}", got=repr(value))
+
+
+def _whole(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def _option(name: str) -> str:
+    """A setting's name on the command line."""
+    return "PARTICLES" if name == "particles" else f"--{_OPTIONS.get(name, name)}"
+
+
+def _said(value: object) -> str:
+    """A value in words."""
+    return "none" if value is None or value == "" else _toml(value)
 
 
 def _toml(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryoprob.checks import OutputError, require
+from cryoprob.checks import require
 from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.amplitude import match_amplitude
@@ -16,6 +16,7 @@ from cryoprob.inference.config import FitConfig
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.finish import finish
+from cryoprob.inference.folder import check_folder, open_folder
 from cryoprob.inference.half import Half
 from cryoprob.inference.loop import (
     Logged,
@@ -33,7 +34,6 @@ from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
 from cryoprob.inference.starts import kind_of, reference_map, stack_of
-from cryoprob.io.files import replacing
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps, PathType
 
@@ -55,12 +55,12 @@ def run_fit(
     """
     folder = Path(out)
     threads = torch.get_num_threads()
-    _check_folder(folder, config, resume)
+    check_folder(folder, config, resume)
     try:
         if config.threads:
             torch.set_num_threads(config.threads)
         run = _Run(config, folder, observer or Quiet(), resume)
-        _open_folder(folder, config)
+        open_folder(folder, config)
         run.observer = Logged(run.observer, folder / "log.txt")
         return run()
     finally:
@@ -260,45 +260,3 @@ class _Run:
         if not isinstance(starts, AbInitioState):
             return []
         return sorted((start.log_evidence for start in starts.starts), reverse=True)
-
-
-def _check_folder(folder: Path, config: FitConfig, resume: bool) -> None:
-    """Find that the folder is free, or that it holds the fit to be resumed; change nothing."""
-    settings = folder / "config.toml"
-    if settings.exists():
-        require(
-            resume,
-            str(folder),
-            expected="a new or empty folder",
-            got="the outputs of an earlier fit",
-            remedy="Add --resume to go on with it, or give another --out.",
-        )
-        require(
-            FitConfig.from_toml(settings) == config,
-            str(settings),
-            expected="the settings of the fit to resume",
-            got="other ones",
-            remedy="Resume with the same options, or start in a new folder.",
-        )
-        return
-    require(
-        not resume,
-        str(folder),
-        expected="a fit to resume",
-        got="no config.toml",
-        remedy="Leave out --resume to start.",
-    )
-
-
-def _open_folder(folder: Path, config: FitConfig) -> None:
-    """Make the folder and its config.toml, unless they are there."""
-    settings = folder / "config.toml"
-    if settings.exists():
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise OutputError(str(folder), expected="a folder to write into", got=got) from error
-    with replacing(settings) as temporary:
-        temporary.write_text(config.to_toml())

@@ -12,6 +12,7 @@ from cryoprob.app.guard import Interrupted
 from cryoprob.app.words import angstrom, facts, say
 from cryoprob.checks import InputError, OutputError, require
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.folder import check_folder
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.schedule import Schedule
 from cryoprob.io.structures import is_structure
@@ -51,7 +52,8 @@ def configure(
 ) -> FitConfig:
     """Settings from the defaults, a file, the options that were ``given``, and ``--set``.
 
-    Without a file a resumed run takes the settings of its first part.
+    Without a file a resumed run takes the settings of its first part; what is given beside must
+    be the same (:meth:`FitConfig.changes`), so that the first command with --resume goes on.
 
     Raises
     ------
@@ -65,28 +67,29 @@ def configure(
         got="a folder without config.toml" if out.exists() else "no such folder",
         remedy="There is nothing to resume: start without --resume.",
     )
-    if file is None and resume:
-        file = out / "config.toml"
     plain = {name: _plain(name, value) for name, value in given.items() if value is not None}
     chosen = {name: value for name, value in plain.items() if value is not None}
+    if file is None and not resume:
+        return _new(chosen, settings)
+    fits, got = resume or not chosen.get("preset"), str(file)
+    require(fits, "--preset", expected="no --config beside it", got=got)
+    begun = FitConfig.from_toml(out / "config.toml" if file is None else file)
+    config = begun if file is None else begun.whole()
+    return replace(config, **chosen, schedule=_schedule(config.schedule, settings))
+
+
+def _new(chosen: dict[str, Any], settings: Sequence[str]) -> FitConfig:
+    """Settings from the defaults, or those of a preset, and what was ``chosen``."""
     base = Schedule()
     if chosen.get("preset"):
-        require(file is None, "--preset", expected="no --config beside it", got=str(file))
         system = load(chosen["preset"])
         chosen, base = {**system.config, **chosen}, Schedule(**system.plan)
-    if file is None:
-        if "particles" not in chosen:
-            remedy = "For instance: cryoprob fit particles.star --out run1"
-            got = "nothing"
-            raise InputError("PARTICLES", expected="a STAR file", got=got, remedy=remedy)
-        chosen.setdefault("seed", secrets.randbelow(2**31))
-        schedule = _schedule(base, settings)
-        config = FitConfig(**chosen, schedule=schedule)
-    else:
-        config = FitConfig.from_toml(file)
-        schedule = _schedule(config.schedule, settings)
-        config = replace(config, **chosen, schedule=schedule)
-    return config
+    if "particles" not in chosen:
+        remedy = "For instance: cryoprob fit particles.star --out run1"
+        raise InputError("PARTICLES", expected="a STAR file", got="nothing", remedy=remedy)
+    chosen.setdefault("seed", secrets.randbelow(2**31))
+    schedule = _schedule(base, settings)
+    return FitConfig(**chosen, schedule=schedule)
 
 
 def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
@@ -95,11 +98,13 @@ def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
     Raises
     ------
     InputError
-        If the folder has results and ``resume`` is false, or the input is bad.
+        If the folder has results and ``resume`` is false, or a fit of other settings, or the
+        input is bad.
     Interrupted
         On Ctrl-C, with the words how to go on.
     """
     refuse_overwriting(out, resume)
+    check_folder(out, config, resume)
     built = _check_input(config)
     _announce(config, built, out, resume)
     result = watched(config, out, resume=resume)

@@ -190,7 +190,7 @@ def test_a_folder_with_a_fit_is_not_overwritten(experiment, tmp_path):
     before = contents(tmp_path / "fit")
     with pytest.raises(InputError, match="--resume"):
         run_fit(settings, tmp_path / "fit")
-    with pytest.raises(InputError, match="other ones"):
+    with pytest.raises(InputError, match=r"got --seed 9 \(it was 3\)"):
         run_fit(replace(settings, seed=9), tmp_path / "fit", resume=True)
     assert contents(tmp_path / "fit") == before
 

@@ -1,14 +1,16 @@
 """Where settings come from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cryoprob.app.fit import configure, conformations, refuse_overwriting, watched
+from cryoprob.app.fit import configure, conformations, refuse_overwriting, run, watched
 from cryoprob.app.guard import Interrupted
 from cryoprob.checks import InputError, OutputError
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.folder import check_folder, open_folder
 from cryoprob.inference.schedule import Schedule
 from cryoprob.inference.states import States
 
@@ -19,7 +21,8 @@ def test_options_override_the_file_and_set_overrides_both(tmp_path):
     file.write_text(config.to_toml())
     given = {"particles": None, "symmetry": "D2", "seed": None}
     found = configure(given, ["starts=7", "mass = 1"], file, tmp_path, False)
-    assert (found.particles, found.seed, found.low_pass_A) == ("a.star", 3, 30.0)
+    particles = str(Path("a.star").absolute())
+    assert (found.particles, found.seed, found.low_pass_A) == (particles, 3, 30.0)
     assert (found.symmetry, found.schedule.starts, found.schedule.mass) == ("D2", 7, 1.0)
 
 
@@ -53,6 +56,56 @@ def test_files_are_kept_by_their_whole_path(tmp_path, monkeypatch):
     assert found.reference == str(tmp_path / "sub" / "m.mrc")
     assert found.mask == str(tmp_path / "mask.mrc")
     assert configure({**given, "mask": "auto"}, [], None, Path("out"), False).mask == "auto"
+
+
+def test_files_of_a_file_of_settings_are_kept_by_their_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mask.mrc").write_text("")
+    plan = Schedule(classes=2)
+    config = FitConfig("p.star", reference="a.mrc,sub/b.mrc", mask="mask.mrc", schedule=plan)
+    Path("config.toml").write_text(config.to_toml())
+    found = configure({}, [], Path("config.toml"), Path("out"), False)
+    assert found.particles == str(tmp_path / "p.star")
+    assert found.references == [str(tmp_path / "a.mrc"), str(tmp_path / "sub" / "b.mrc")]
+    assert found.mask == str(tmp_path / "mask.mrc")
+    assert found.changes(replace(found, mask="auto")) == [f'--mask "auto" (it was "{found.mask}")']
+
+
+def begun(out, monkeypatch):
+    """A folder that a command has begun a fit in, and that command's options."""
+    monkeypatch.chdir(out)
+    given = {"particles": Path("p.star"), "preset": "cryodrgn", "box": 16}
+    config = configure(given, ["zdim=2"], None, out, False)
+    open_folder(out, config)
+    return config, given
+
+
+def test_the_first_command_with_resume_goes_on(tmp_path, monkeypatch):
+    config, given = begun(tmp_path, monkeypatch)
+    for settings in (["zdim=2"], []):
+        assert configure(given, settings, None, tmp_path, True) == config
+    more = configure({**given, "threads": 2}, [], None, tmp_path, True)
+    assert more == replace(config, threads=2)
+    check_folder(tmp_path, more, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "settings", "told"),
+    [
+        ({"preset": "cryofold"}, [], r'--preset "cryofold" \(it was "cryodrgn"\)'),
+        ({"box": 32}, ["zdim=3"], r"--box 32 \(it was 16\), --set zdim 3 \(it was 2\)"),
+        ({"reference": [Path("/m.mrc")]}, [], r'--reference "/m.mrc" \(it was none\)'),
+        ({"low_pass_A": 9.0}, [], r"--low-pass 9.0 \(it was 40.0\)"),
+    ],
+)
+def test_other_settings_are_named_before_anything_is_said(
+    tmp_path, monkeypatch, capsys, more, settings, told
+):
+    _, given = begun(tmp_path, monkeypatch)
+    config = configure({**given, **more}, settings, None, tmp_path, True)
+    with pytest.raises(InputError, match=f"got {told}. Resume with the same"):
+        run(config, tmp_path, resume=True)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["config.toml", "checkpoint.pt", "volume.mrc"])
