@@ -18,6 +18,7 @@ from cryoprob.checks import InputError, OutputError
 from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.families import Recipe, family
+from cryoprob.inference.loop import Quiet
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
@@ -212,6 +213,28 @@ def test_a_checkpoint_of_another_fit_is_refused_in_words(experiment, tmp_path, k
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match=r"checkpoint\.pt: expected .*again\."):
         run_fit(begun, tmp_path, resume=True)
+
+
+def test_what_is_the_same_for_both_halves_is_said_once(experiment, tmp_path, monkeypatch):
+    class Stop(Quiet):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+        def step(self, record):
+            raise KeyboardInterrupt
+
+    halved = config(experiment, reference=str(experiment.truth_map), half_sets=True)
+    for said, told in ((["a", "a"], ["a"]), (["a", "b"], ["a", "b"])):
+        calls = iter(said)
+        name = "cryoprob.inference.run.match_amplitude"
+        monkeypatch.setattr(name, lambda *_, calls=calls: next(calls))
+        watcher = Stop()
+        with pytest.raises(KeyboardInterrupt):
+            run_fit(halved, tmp_path / "".join(said), observer=watcher)
+        assert watcher.notes == told
 
 
 def test_nothing_to_resume(experiment, tmp_path):
