@@ -60,7 +60,11 @@ def check_settings(config: FitConfig, stack: ParticleStack) -> Built | None:
     if preset is None or preset.build is None:
         check_family(config)
         return None
-    return _put_together(config, preset, sketch_of(config, stack))
+    built = _put_together(config, preset, sketch_of(config, stack))
+    fits = len(stack) > 1 or not built.half.model.volume.conformation_size
+    wanted = f"2 images or more, whose conformations {preset.name} can compare"
+    require(fits, str(config.particles), expected=wanted, got="1")
+    return built
 
 
 def system_of(config: FitConfig, stack: ParticleStack) -> Built:

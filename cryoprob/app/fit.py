@@ -15,6 +15,7 @@ from cryoprob.inference.config import FitConfig
 from cryoprob.inference.folder import check_folder
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.schedule import Schedule
+from cryoprob.io.mrc import read_header
 from cryoprob.io.structures import is_structure
 
 if TYPE_CHECKING:
@@ -216,7 +217,11 @@ def _check_input(config: FitConfig) -> "Built | None":
     for path in config.references:
         got = "no such file"
         require(Path(path).is_file(), "--reference", expected=f"a file {path}", got=got)
-    return check_settings(config, stack)
+    built = check_settings(config, stack)
+    if built is None:
+        for path in config.references:
+            read_header(path)
+    return built
 
 
 def _announce(config: FitConfig, built: "Built | None", out: Path, resume: bool) -> None:

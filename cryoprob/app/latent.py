@@ -29,7 +29,7 @@ from cryoprob.types import Maps
 
 __all__ = ["Latent", "show_latent"]
 
-_NODES = 7
+_NODES, _CENTERS = 7, 10
 
 _LEAST = 0.01
 """Posterior weight below which a particle is left out of a region's table."""
@@ -75,7 +75,7 @@ class Latent:
 
 def show_latent(
     out: Path,
-    count: int,
+    count: int | None,
     steps: int,
     axis: int,
     at: list[str],
@@ -92,7 +92,10 @@ def show_latent(
         If the folder has no fit with coordinates, or a point has other numbers.
     """
     found = Latent.read(out)
-    size = found.mean.shape[1]
+    particles, size = found.mean.shape
+    count = min(_CENTERS, particles) if count is None else count
+    fits, got = count <= particles, str(count)
+    require(fits, "--centers", expected=f"at most {particles}, the particles", got=got)
     require(1 <= axis <= size, "--axis", expected=f"1 to {size}", got=str(axis))
     chosen = torch.stack([_point(text, size) for text in at]) if at else found.mean[:0]
     built, stack = reload(out)

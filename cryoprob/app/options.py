@@ -173,7 +173,15 @@ Settings = Annotated[
 
 # latent
 
-Centers = Annotated[int, Option("--centers", min=1, help="Clusters (k-means).")]
+Centers = Annotated[
+    int | None,
+    Option(
+        "--centers",
+        metavar="N",
+        min=1,
+        help="Clusters (k-means); default 10, or as many as there are particles.",
+    ),
+]
 Steps = Annotated[int, Option("--steps", min=2, help="Maps along the path.")]
 Axis = Annotated[
     int,

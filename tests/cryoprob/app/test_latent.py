@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from cryoprob.app import latent_plot
 from cryoprob.app.cli import app
+from cryoprob.app.latent import Latent
 from cryoprob.app.latent_plot import axis_names, plot_latent
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.latent import collapse, told
@@ -178,3 +179,15 @@ def test_a_file_cut_short_and_a_seed_below_zero_are_told_in_words(fitted, tmp_pa
     assert "a damaged file" in told
     found = run(out, "--seed", -1)
     assert found.exit_code == 2 and "--seed" in found.stderr
+
+
+def test_centers_are_no_more_than_the_particles(fitted, tmp_path, monkeypatch):
+    out, _ = fitted
+    found = run(out, "--centers", COUNT + 1)
+    told = " ".join(found.stderr.split())
+    assert found.exit_code == 2 and f"--centers: expected at most {COUNT}, the particles" in told
+    few = Latent.read(out)
+    few = Latent(few.mean[:4], few.std[:4])
+    monkeypatch.setattr(Latent, "read", classmethod(lambda *_: few))
+    assert run(out, "--steps", 2).exit_code == 0
+    assert len(list((out / "latent").glob("center_*.mrc"))) == 4
