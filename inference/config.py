@@ -4,7 +4,7 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from cryoprob.checks import InputError, did_you_mean, require
 from cryoprob.inference.imaging import NODES, Latent
@@ -202,7 +202,7 @@ class FitConfig:
 
     def whole(self) -> "FitConfig":
         """The same with files by their whole paths: it can be gone on with from any folder."""
-        found = {"particles": _whole(self.particles)}
+        found: dict[str, Any] = {"particles": _whole(self.particles)}
         if self.reference is not None:
             found["reference"] = ",".join(map(_whole, self.references))
         if Path(self.mask).is_file():
