@@ -194,11 +194,13 @@ class FitConfig:
         ``threads`` are left out: they change what is fitted by rounding at most.
         """
         names = [item.name for item in fields(FitConfig)]
-        pairs = [(_option(n), getattr(self, n), getattr(now, n)) for n in names if n not in _APART]
+        pairs = [
+            (f"{_option(n)} ", getattr(self, n), getattr(now, n)) for n in names if n not in _APART
+        ]
         for item in fields(Schedule):
             both = getattr(self.schedule, item.name), getattr(now.schedule, item.name)
-            pairs.append((f"--set {item.name}", *both))
-        return [f"{name} {_said(b)} (it was {_said(a)})" for name, a, b in pairs if a != b]
+            pairs.append((f"--set {item.name}=", *both))
+        return [f"{name}{_said(b)} (it was {_said(a)})" for name, a, b in pairs if a != b]
 
     def whole(self) -> "FitConfig":
         """The same with files by their whole paths: it can be gone on with from any folder."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.app.latent_plot import axis_names, plot_latent
+from cryoprob.app.stats import read_stats
 from cryoprob.app.words import facts, say, table
 from cryoprob.checks import InputError, counted, require
 from cryoprob.inference.config import FitConfig
@@ -57,16 +58,10 @@ class Latent:
         InputError
             If there is none, or its model has no coordinates.
         """
-        import xarray
-
         file = out / "posterior.nc"
         wanted = "a finished fit of a model with coordinates (cryodrgn, ppca, cryofire, ...)"
         require(file.exists(), str(out), expected=wanted, got="no posterior.nc")
-        try:
-            stats = xarray.load_dataset(file, group="sample_stats", engine="h5netcdf")
-        except (OSError, KeyError, ValueError) as error:  # cut short, or of another program
-            got, remedy = f"a damaged file ({error})", "Write it anew: cryoprob fit --resume."
-            raise InputError(str(file), expected=wanted, got=got, remedy=remedy) from error
+        stats = read_stats(file)
         if "conformation" not in stats:
             raise InputError(str(file), expected=wanted, got="a fit without coordinates")
         pair = (stats[name].values for name in ("conformation", "conformation_std"))

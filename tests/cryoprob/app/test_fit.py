@@ -93,7 +93,7 @@ def test_the_first_command_with_resume_goes_on(tmp_path, monkeypatch):
     ("more", "settings", "told"),
     [
         ({"preset": "cryofold"}, [], r'--preset "cryofold" \(it was "cryodrgn"\)'),
-        ({"box": 32}, ["zdim=3"], r"--box 32 \(it was 16\), --set zdim 3 \(it was 2\)"),
+        ({"box": 32}, ["zdim=3"], r"--box 32 \(it was 16\), --set zdim=3 \(it was 2\)"),
         ({"reference": [Path("/m.mrc")]}, [], r'--reference "/m.mrc" \(it was none\)'),
         ({"low_pass_A": 9.0}, [], r"--low-pass 9.0 \(it was 40.0\)"),
     ],

@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from cryoprob.app import latent_plot
 from cryoprob.app.cli import app
+from cryoprob.app.conformations import fitted_columns
 from cryoprob.app.latent import Latent
 from cryoprob.app.latent_plot import axis_names, plot_latent
+from cryoprob.checks import InputError
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.latent import collapse, told
 from cryoprob.inference.presets.menu import load
@@ -175,8 +177,10 @@ def test_a_file_cut_short_and_a_seed_below_zero_are_told_in_words(fitted, tmp_pa
     (broken / "posterior.nc").write_bytes(whole[: len(whole) // 2])
     found = run(broken)
     told = " ".join(found.stderr.split())
-    assert found.exit_code == 2 and "posterior.nc: expected a finished fit" in told
+    assert found.exit_code == 2 and "posterior.nc: expected what a finished fit" in told
     assert "a damaged file" in told
+    with pytest.raises(InputError, match="a damaged file"):
+        fitted_columns(broken)
     found = run(out, "--seed", -1)
     assert found.exit_code == 2 and "--seed" in found.stderr
 
