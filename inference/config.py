@@ -1,9 +1,10 @@
 """Everything needed to run a fit again, as written to ``config.toml``."""
 
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from cryoprob.checks import InputError, did_you_mean, require
 from cryoprob.inference.imaging import NODES, Latent
@@ -19,6 +20,17 @@ HYBRIDS = ("amortized-local",)
 
 POSES = ("ignore", "known", "local")
 """What is done with the poses of the STAR file."""
+
+_APART = ("schedule", "threads")
+_OPTIONS = {
+    "low_pass_A": "low-pass",
+    "half_sets": "half-sets",
+    "pixel_size": "pixel-size",
+    "contrast_sd": "contrast",
+    "defocus_sd_A": "defocus",
+    "defocus_nodes": "defocus-nodes",
+}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 
 
 @dataclass(frozen=True)
@@ -176,6 +188,29 @@ class FitConfig:
         """Paths of the start maps."""
         return [] if self.reference is None else self.reference.split(",")
 
+    def changes(self, now: "FitConfig") -> list[str]:
+        """Settings that are other ones ``now``, as the command line has them.
+
+        ``threads`` are left out: they change what is fitted by rounding at most.
+        """
+        names = [item.name for item in fields(FitConfig)]
+        pairs = [
+            (f"{_option(n)} ", getattr(self, n), getattr(now, n)) for n in names if n not in _APART
+        ]
+        for item in fields(Schedule):
+            both = getattr(self.schedule, item.name), getattr(now.schedule, item.name)
+            pairs.append((f"--set {item.name}=", *both))
+        return [f"{name}{_said(b)} (it was {_said(a)})" for name, a, b in pairs if a != b]
+
+    def whole(self) -> "FitConfig":
+        """The same with files by their whole paths: it can be gone on with from any folder."""
+        found: dict[str, Any] = {"particles": _whole(self.particles)}
+        if self.reference is not None:
+            found["reference"] = ",".join(map(_whole, self.references))
+        if Path(self.mask).is_file():
+            found["mask"] = _whole(self.mask)
+        return replace(self, **found)
+
     def to_toml(self) -> str:
         """The text of ``config.toml``."""
         top = {k: v for k, v in asdict(self).items() if k != "schedule" and v is not None}
@@ -191,20 +226,50 @@ class FitConfig:
         Raises
         ------
         InputError
-            If it cannot be read or holds an unknown name.
+            If it cannot be read, or holds an unknown name or a value of another kind.
         """
         try:
             values = tomllib.loads(Path(path).read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(str(path), expected="a TOML file", got=str(error)) from None
         schedule = values.pop("schedule", {})
+        fits, got = isinstance(schedule, dict), f"schedule = {schedule!r}"
+        require(fits, str(path), expected="a table [schedule]", got=got)
+        got = "none"
+        require("particles" in values, str(path), expected='particles = "a STAR file"', got=got)
         for kind, found in ((cls, values), (Schedule, schedule)):
             known = {item.name for item in fields(kind)}
             unknown = sorted(set(found) - known)
             near = did_you_mean(unknown[0], known) if unknown else ""
             got = ", ".join(unknown)
             require(not unknown, str(path), expected="known settings", got=got, remedy=near)
+            _check_kinds(str(path), kind, found)
         return cls(**values, schedule=Schedule(**schedule))
+
+
+def _check_kinds(where: str, of: type, values: dict[str, object]) -> None:
+    """Raise InputError unless values are of the types that a dataclass has for their names."""
+    types = get_type_hints(of)
+    for name, value in values.items():
+        kinds = get_args(types[name]) or (types[name],)
+        same = isinstance(value, bool) == (bool in kinds)
+        fits = same and isinstance(value, (*kinds, int) if float in kinds else kinds)
+        words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
+        require(fits, where, expected=f"{name} to be {words}", got=repr(value))
+
+
+def _whole(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def _option(name: str) -> str:
+    """A setting's name on the command line."""
+    return "PARTICLES" if name == "particles" else f"--{_OPTIONS.get(name, name)}"
+
+
+def _said(value: object) -> str:
+    """A value in words."""
+    return "none" if value is None or value == "" else _toml(value)
 
 
 def _toml(value: object) -> str:

@@ -1,6 +1,7 @@
 """The one loop: step, look, save, until done; a killed run goes on from its last checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from cryoprob.checks import InputError, OutputError
+from cryoprob.checks import InputError, OutputError, counted, require
 from cryoprob.io.files import replacing
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "load_checkpoint",
     "run_loop",
     "save_checkpoint",
+    "taking_up",
 ]
 
 
@@ -57,7 +59,7 @@ class Logged:
 
     def stage(self, name: str, steps: int) -> None:
         """Log and hand on."""
-        self._write(f"{name}, at most {steps} steps")
+        self._write(f"{name}, at most {counted(steps, 'step')}")
         self.inner.stage(name, steps)
 
     def step(self, record: dict[str, Any]) -> None:
@@ -155,7 +157,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         remedy = "Start again in a new folder."
         got = f"{type(error).__name__}"
         raise InputError(str(path), expected="a checkpoint", got=got, remedy=remedy) from error
+    fits, got = isinstance(content, dict), type(content).__name__
+    require(fits, str(path), expected="a checkpoint", got=got, remedy="Fit again.")
     return content
+
+
+@contextmanager
+def taking_up(path: Path) -> Iterator[None]:
+    """Say of a checkpoint that does not fit its settings what is wrong.
+
+    Raises
+    ------
+    InputError
+        In the place of what Python and torch raise where names or sizes are other ones.
+    """
+    wanted = "what the settings beside it give"
+    remedy = "It may be of another fit, or another version of cryoprob: fit again."
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        got = f"nothing named {error}"
+        raise InputError(str(path), expected=wanted, got=got, remedy=remedy) from error
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        got = str(error).splitlines()[0]
+        raise InputError(str(path), expected=wanted, got=got, remedy=remedy) from error
 
 
 def _is_number(value: object) -> bool:

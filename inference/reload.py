@@ -11,7 +11,7 @@ from cryoprob.fourier.bands import full_band
 from cryoprob.inference.build import image_power
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.learn import seeded
-from cryoprob.inference.loop import load_checkpoint
+from cryoprob.inference.loop import load_checkpoint, taking_up
 from cryoprob.inference.presets.base import Built, Preset, Scene
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.starts import kind_of, stack_of
@@ -60,7 +60,11 @@ def check_settings(config: FitConfig, stack: ParticleStack) -> Built | None:
     if preset is None or preset.build is None:
         check_family(config)
         return None
-    return _put_together(config, preset, sketch_of(config, stack))
+    built = _put_together(config, preset, sketch_of(config, stack))
+    fits = len(stack) > 1 or not built.half.model.volume.conformation_size
+    wanted = f"2 images or more, whose conformations {preset.name} can compare"
+    require(fits, str(config.particles), expected=wanted, got="1")
+    return built
 
 
 def system_of(config: FitConfig, stack: ParticleStack) -> Built:
@@ -112,11 +116,7 @@ def reload(out: str | Path) -> tuple[Built, ParticleStack]:
     stack = stack_of(config)
     built = system_of(config, stack)
     checkpoint = folder / "checkpoint.pt"
-    try:
+    with taking_up(checkpoint):
         built.state.unpack(load_checkpoint(checkpoint)["system"])
-    except (KeyError, RuntimeError) as error:  # torch: sizes that do not fit
-        wanted, got = "what the settings beside it give", str(error).splitlines()[0]
-        remedy = "It may be of another version of cryoprob: fit again."
-        raise InputError(str(checkpoint), expected=wanted, got=got, remedy=remedy) from error
     built.settle()
     return built, stack

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryoprob.checks import OutputError, require
+from cryoprob.checks import require
 from cryoprob.fourier.transforms import crop_map
 from cryoprob.inference.ab_initio import AbInitio, AbInitioState
 from cryoprob.inference.amplitude import match_amplitude
@@ -17,6 +17,7 @@ from cryoprob.inference.config import FitConfig
 from cryoprob.inference.em import EM, EMState
 from cryoprob.inference.families import Recipe, family
 from cryoprob.inference.finish import finish
+from cryoprob.inference.folder import check_folder, open_folder
 from cryoprob.inference.half import Half
 from cryoprob.inference.loop import (
     Logged,
@@ -25,6 +26,7 @@ from cryoprob.inference.loop import (
     load_checkpoint,
     run_loop,
     save_checkpoint,
+    taking_up,
 )
 from cryoprob.inference.presets.base import Preset
 from cryoprob.inference.presets.menu import load
@@ -33,7 +35,6 @@ from cryoprob.inference.result import FitResult, write_metrics
 from cryoprob.inference.solvent import Solvent
 from cryoprob.inference.split import split
 from cryoprob.inference.starts import kind_of, reference_map, stack_of
-from cryoprob.io.files import replacing
 from cryoprob.models.particle_model import ParticleModel
 from cryoprob.types import Maps, PathType
 
@@ -55,12 +56,12 @@ def run_fit(
     """
     folder = Path(out)
     threads = torch.get_num_threads()
-    _check_folder(folder, config, resume)
+    check_folder(folder, config, resume)
     try:
         if config.threads:
             torch.set_num_threads(config.threads)
         run = _Run(config, folder, observer or Quiet(), resume)
-        _open_folder(folder, config)
+        open_folder(folder, config)
         run.observer = Logged(run.observer, folder / "log.txt")
         return run()
     finally:
@@ -99,8 +100,9 @@ class _Run:
     def _built(self, preset: Preset) -> FitResult:
         """A system that is not EM of maps by search, as its preset puts it together."""
         built = system_of(self.config, self.stack)
-        if "system" in self.saved:
-            built.state.unpack(self.saved["system"])
+        if self.saved:
+            with taking_up(self.checkpoint):
+                built.state.unpack(self.saved["system"])
         else:
             built.begin()
 
@@ -150,8 +152,9 @@ class _Run:
             config.schedule, config.seed, image_power(small), config.symmetry, **self.kind
         )
         state = AbInitioState()
-        if "starts" in self.saved:
-            state = algorithm.restore(self.saved["starts"], small)
+        if self.saved:
+            with taking_up(self.checkpoint):
+                state = algorithm.restore(self.saved["starts"], small)
 
         def save() -> None:
             self._save({"starts": state.pack()}, state.history)
@@ -189,13 +192,11 @@ class _Run:
             first = starts
         state = EMState(self._halves(first.to(**self.kind), power))
         state.shell = self._first_shell(bool(kept))
-        if "refine" in self.saved:
-            state.unpack(self.saved["refine"])
-        elif config.reference is not None:
-            for half in state.halves:
-                self.observer.note(match_amplitude(half, self.stack, plan, config.symmetry))
-        if "refine" not in self.saved and len(first) < plan.classes:
-            split(self._algorithm(state.halves[0]), state, self.stack)
+        if "refine" in self.saved or (self.saved and not kept):
+            with taking_up(self.checkpoint):
+                state.unpack(self.saved["refine"])
+        else:
+            self._begin(state, len(first))
 
         def save() -> None:
             self._save({**kept, "refine": state.pack()}, [*earlier, *state.history])
@@ -210,6 +211,16 @@ class _Run:
             save=save,
         )
         return state
+
+    def _begin(self, state: EMState, maps: int) -> None:
+        """Bring references to the images' gray scale; split one map for several classes."""
+        plan, symmetry = self.config.schedule, self.config.symmetry
+        if self.config.reference is not None:
+            said = [match_amplitude(half, self.stack, plan, symmetry) for half in state.halves]
+            for text in dict.fromkeys(said):  # halves may agree
+                self.observer.note(text)
+        if maps < plan.classes:
+            split(self._algorithm(state.halves[0]), state, self.stack)
 
     def _first_shell(self, found: bool) -> int:
         """Resolution of the start map, in shells."""
@@ -254,45 +265,3 @@ class _Run:
         if not isinstance(starts, AbInitioState):
             return []
         return sorted((start.log_evidence for start in starts.starts), reverse=True)
-
-
-def _check_folder(folder: Path, config: FitConfig, resume: bool) -> None:
-    """Find that the folder is free, or that it holds the fit to be resumed; change nothing."""
-    settings = folder / "config.toml"
-    if settings.exists():
-        require(
-            resume,
-            str(folder),
-            expected="a new or empty folder",
-            got="the outputs of an earlier fit",
-            remedy="Add --resume to go on with it, or give another --out.",
-        )
-        require(
-            FitConfig.from_toml(settings) == config,
-            str(settings),
-            expected="the settings of the fit to resume",
-            got="other ones",
-            remedy="Resume with the same options, or start in a new folder.",
-        )
-        return
-    require(
-        not resume,
-        str(folder),
-        expected="a fit to resume",
-        got="no config.toml",
-        remedy="Leave out --resume to start.",
-    )
-
-
-def _open_folder(folder: Path, config: FitConfig) -> None:
-    """Make the folder and its config.toml, unless they are there."""
-    settings = folder / "config.toml"
-    if settings.exists():
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise OutputError(str(folder), expected="a folder to write into", got=got) from error
-    with replacing(settings) as temporary:
-        temporary.write_text(config.to_toml())

@@ -4,6 +4,7 @@ And of a start from nothing.
 """
 
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any
 
 from cryoprob.checks import InputError, did_you_mean, require
@@ -16,9 +17,15 @@ VOLUMES = ("point", "gaussian")
 OF_PRESETS = ("zdim", "width", "layers", "gaussians", "epochs", "beta", "anneal", "kl_start")
 """Settings that no family has: of conformations that move, and of training by gradients alone."""
 
-_BOUNDS = ("none", "points", "probable", "cells")
-_M_STEPS = ("exact", "diagonal", "gradient")
-_POSITIVE = [
+_CHOICES = {
+    "bound": ("none", "points", "probable", "cells"),
+    "interpolation": ("linear", "nearest"),
+    "m_step": ("exact", "diagonal", "gradient"),
+    "volume": VOLUMES,
+}
+"""What may stand for words."""
+
+_POSITIVE = {
     "shift_step",
     "max_iterations",
     "classes",
@@ -31,7 +38,10 @@ _POSITIVE = [
     "starts",
     "start_steps",
     "start_images",
-]
+    "start_box",
+    "start_radius",
+}
+"""Numbers above zero; all others may be zero, and none is below."""
 
 
 @dataclass(frozen=True)
@@ -167,26 +177,32 @@ class Schedule:
     start_radius: int = 7
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         order = 0 <= self.coarse_order <= self.max_order
         expected = "0 <= coarse_order <= max_order"
         require(order, "schedule", expected=expected, got=f"{self.coarse_order}, {self.max_order}")
         require(0 < self.mass <= 1, "mass", expected="in (0, 1]", got=str(self.mass))
-        words = " or ".join(_BOUNDS)
-        require(self.bound in _BOUNDS, "bound", expected=words, got=repr(self.bound))
-        kinds = " or ".join(VOLUMES)
-        require(self.volume in VOLUMES, "volume", expected=kinds, got=repr(self.volume))
+        for name, known in _CHOICES.items():
+            value, words = getattr(self, name), " or ".join(known)
+            near = did_you_mean(str(value), known)
+            require(value in known, name, expected=words, got=repr(value), remedy=near)
         fits = self.classes == 1 or self.volume == "point"
         require(fits, "volume", expected="point, where there are classes", got=self.volume)
-        words = " or ".join(_M_STEPS)
-        require(self.m_step in _M_STEPS, "m_step", expected=words, got=repr(self.m_step))
         fits = self.anneal == 1 or (self.anneal > 1 and self.beta > 0)
         wanted = "1, or above 1 beside a beta, which holds the noise"
         require(fits, "anneal", expected=wanted, got=f"{self.anneal:g}")
         fits = 0 <= self.kl_start <= 1
         require(fits, "kl_start", expected="from 0 to 1", got=f"{self.kl_start:g}")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            require(value > 0, name, expected="a positive number", got=str(value))
+
+    def _check_numbers(self) -> None:
+        """Raise InputError unless every number is finite, and of the sign that it must have."""
+        for item in fields(Schedule):
+            value, positive = getattr(self, item.name), item.name in _POSITIVE
+            if isinstance(item.default, bool | str):
+                continue
+            fits = isfinite(value) and (value > 0 or (value == 0 and not positive))
+            wanted = "a positive number" if positive else "0 or more"
+            require(fits, item.name, expected=wanted, got=str(value))
 
     def only(self, *names: str) -> "Schedule":
         """A schedule with these settings, all others at their defaults."""
@@ -213,6 +229,17 @@ class Schedule:
         Raises
         ------
         InputError
+            For an unknown name or a value that cannot be, naming what there is.
+        """
+        return cls(**cls.values(settings))
+
+    @classmethod
+    def values(cls, settings: dict[str, str]) -> dict[str, Any]:
+        """Values from words, to be put into another schedule.
+
+        Raises
+        ------
+        InputError
             For an unknown name or a value of the wrong kind, naming what there is.
         """
         kinds = {item.name: type(getattr(cls(), item.name)) for item in fields(cls)}
@@ -223,7 +250,7 @@ class Schedule:
                 expected, near = "a name that `cryoprob settings` lists", did_you_mean(name, kinds)
                 raise InputError(where, expected=expected, got=repr(name), remedy=near)
             values[name] = _convert(where, text, kinds[name])
-        return cls(**values)
+        return values
 
 
 def _convert(where: str, text: str, kind: type) -> object:

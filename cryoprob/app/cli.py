@@ -271,7 +271,7 @@ def settings() -> None:
 @guarded
 def latent(
     run: o.Run,
-    centers: o.Centers = 10,
+    centers: o.Centers = None,
     steps: o.Steps = 10,
     axis: o.Axis = 1,
     at: o.At = None,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cryoprob.app.stats import read_stats
 from cryoprob.app.words import say, table
 from cryoprob.checks import counted, require
 from cryoprob.io.tables import ParticleTable
@@ -46,14 +47,12 @@ def fitted_columns(run: Path) -> dict[str, int]:
 
     Others there may be of an earlier fit, whose particles.star was the input.
     """
-    import xarray
-
     file = run / "posterior.nc"
     if not file.exists():
         return {}
-    with xarray.open_dataset(file, group="sample_stats", engine="h5netcdf") as stats:
-        found = {name: stats[stored] for name, stored in _STORED.items() if stored in stats}
-        return {name: int(values.shape[-1]) for name, values in found.items()}
+    stats = read_stats(file)
+    found = {name: stats[stored] for name, stored in _STORED.items() if stored in stats}
+    return {name: int(values.shape[-1]) for name, values in found.items()}
 
 
 def compare_conformations(

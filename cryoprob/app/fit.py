@@ -12,8 +12,10 @@ from cryoprob.app.guard import Interrupted
 from cryoprob.app.words import angstrom, facts, say
 from cryoprob.checks import InputError, OutputError, require
 from cryoprob.inference.config import FitConfig
+from cryoprob.inference.folder import check_folder
 from cryoprob.inference.presets.menu import load
 from cryoprob.inference.schedule import Schedule
+from cryoprob.io.mrc import read_header
 from cryoprob.io.structures import is_structure
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ def configure(
 ) -> FitConfig:
     """Settings from the defaults, a file, the options that were ``given``, and ``--set``.
 
-    Without a file a resumed run takes the settings of its first part.
+    Without a file a resumed run takes the settings of its first part; what is given beside must
+    be the same (:meth:`FitConfig.changes`), so that the first command with --resume goes on.
 
     Raises
     ------
@@ -65,28 +68,29 @@ def configure(
         got="a folder without config.toml" if out.exists() else "no such folder",
         remedy="There is nothing to resume: start without --resume.",
     )
-    if file is None and resume:
-        file = out / "config.toml"
     plain = {name: _plain(name, value) for name, value in given.items() if value is not None}
     chosen = {name: value for name, value in plain.items() if value is not None}
+    if file is None and not resume:
+        return _new(chosen, settings)
+    fits, got = resume or not chosen.get("preset"), str(file)
+    require(fits, "--preset", expected="no --config beside it", got=got)
+    begun = FitConfig.from_toml(out / "config.toml" if file is None else file)
+    config = begun if file is None else begun.whole()
+    return replace(config, **chosen, schedule=_schedule(config.schedule, settings))
+
+
+def _new(chosen: dict[str, Any], settings: Sequence[str]) -> FitConfig:
+    """Settings from the defaults, or those of a preset, and what was ``chosen``."""
     base = Schedule()
     if chosen.get("preset"):
-        require(file is None, "--preset", expected="no --config beside it", got=str(file))
         system = load(chosen["preset"])
         chosen, base = {**system.config, **chosen}, Schedule(**system.plan)
-    if file is None:
-        if "particles" not in chosen:
-            remedy = "For instance: cryoprob fit particles.star --out run1"
-            got = "nothing"
-            raise InputError("PARTICLES", expected="a STAR file", got=got, remedy=remedy)
-        chosen.setdefault("seed", secrets.randbelow(2**31))
-        schedule = _schedule(base, settings)
-        config = FitConfig(**chosen, schedule=schedule)
-    else:
-        config = FitConfig.from_toml(file)
-        schedule = _schedule(config.schedule, settings)
-        config = replace(config, **chosen, schedule=schedule)
-    return config
+    if "particles" not in chosen:
+        remedy = "For instance: cryoprob fit particles.star --out run1"
+        raise InputError("PARTICLES", expected="a STAR file", got="nothing", remedy=remedy)
+    chosen.setdefault("seed", secrets.randbelow(2**31))
+    schedule = _schedule(base, settings)
+    return FitConfig(**chosen, schedule=schedule)
 
 
 def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
@@ -95,11 +99,13 @@ def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
     Raises
     ------
     InputError
-        If the folder has results and ``resume`` is false, or the input is bad.
+        If the folder has results and ``resume`` is false, or a fit of other settings, or the
+        input is bad.
     Interrupted
         On Ctrl-C, with the words how to go on.
     """
     refuse_overwriting(out, resume)
+    check_folder(out, config, resume)
     built = _check_input(config)
     _announce(config, built, out, resume)
     result = watched(config, out, resume=resume)
@@ -109,6 +115,8 @@ def run(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult":
 
 def refuse_overwriting(out: Path, resume: bool) -> None:
     """Raise InputError if a folder has results that a run would overwrite."""
+    fits = out.is_dir() or not out.exists()
+    require(fits, f"--out {out}", expected="a folder", got="a file; nothing was changed")
     there = [name for name in _RESULTS if (out / name).exists()]
     require(
         resume or not there,
@@ -125,10 +133,27 @@ def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult
     Raises
     ------
     InputError
-        If the input is bad; a folder that was new is then as if nothing had been.
+        If the input is bad.
     OutputError, Interrupted
         If a file cannot be written, and on Ctrl-C; both say how to go on.
+
+    Notes
+    -----
+    Whatever stops it before the first checkpoint, a folder that was new is then as if nothing
+    had been.
     """
+    try:
+        return _observed(config, out, resume)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_resume(out)) from None
+    except OutputError as error:
+        remedy = f"{error.remedy} {_how_to_resume(out)}"
+        told = {"expected": error.expected, "got": error.got, "remedy": remedy}
+        raise OutputError(error.where, **told) from error
+
+
+def _observed(config: FitConfig, out: Path, resume: bool) -> "FitResult":
+    """Fit under a display; what fails early leaves no settings in a folder that was new."""
     from cryoprob.app.progress import display
     from cryoprob.inference.run import run_fit
 
@@ -136,17 +161,7 @@ def watched(config: FitConfig, out: Path, *, resume: bool = False) -> "FitResult
     try:
         with display() as observer:
             return run_fit(config, out, resume=resume, observer=observer)
-    except KeyboardInterrupt:
-        if fresh:
-            _forget(out)
-        raise Interrupted(_how_to_resume(out)) from None
-    except OutputError as error:
-        if fresh:
-            _forget(out)
-        remedy = f"{error.remedy} {_how_to_resume(out)}"
-        told = {"expected": error.expected, "got": error.got, "remedy": remedy}
-        raise OutputError(error.where, **told) from error
-    except InputError:
+    except BaseException:
         if fresh:
             _forget(out)
         raise
@@ -161,10 +176,10 @@ def _how_to_resume(out: Path) -> str:
 
 def _forget(out: Path) -> None:
     """Remove the settings of a fit that came to nothing, so that the folder can be used."""
-    if not (out / "checkpoint.pt").exists():
+    if out.is_dir() and not (out / "checkpoint.pt").exists():
         (out / "config.toml").unlink(missing_ok=True)
         (out / "log.txt").unlink(missing_ok=True)
-        if out.is_dir() and not any(out.iterdir()):
+        if not any(out.iterdir()):
             out.rmdir()
 
 
@@ -183,8 +198,7 @@ def _schedule(base: Schedule, settings: Sequence[str]) -> Schedule:
         remedy = "`cryoprob settings` lists the keys."
         require(bool(equals), "--set", expected="key=value", got=repr(setting), remedy=remedy)
         pairs[name.strip()] = text.strip()
-    parsed = Schedule.parse(pairs)
-    return replace(base, **{name: getattr(parsed, name) for name in pairs})
+    return replace(base, **Schedule.values(pairs))
 
 
 def _check_input(config: FitConfig) -> "Built | None":
@@ -203,7 +217,11 @@ def _check_input(config: FitConfig) -> "Built | None":
     for path in config.references:
         got = "no such file"
         require(Path(path).is_file(), "--reference", expected=f"a file {path}", got=got)
-    return check_settings(config, stack)
+    built = check_settings(config, stack)
+    if built is None:
+        for path in config.references:
+            read_header(path)
+    return built
 
 
 def _announce(config: FitConfig, built: "Built | None", out: Path, resume: bool) -> None:

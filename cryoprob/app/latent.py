@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cryoprob.app.latent_plot import axis_names, plot_latent
+from cryoprob.app.stats import read_stats
 from cryoprob.app.words import facts, say, table
 from cryoprob.checks import InputError, counted, require
 from cryoprob.inference.config import FitConfig
@@ -30,7 +31,7 @@ from cryoprob.types import Maps
 
 __all__ = ["Latent", "show_latent"]
 
-_NODES = 7
+_NODES, _CENTERS = 7, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +56,19 @@ class Latent:
         InputError
             If there is none, or its model has no coordinates.
         """
-        import xarray
-
         file = out / "posterior.nc"
         wanted = "a finished fit of a model with coordinates (cryodrgn, ppca, cryofire, ...)"
         require(file.exists(), str(out), expected=wanted, got="no posterior.nc")
-        with xarray.open_dataset(file, group="sample_stats", engine="h5netcdf") as stats:
-            if "conformation" not in stats:
-                raise InputError(str(file), expected=wanted, got="a fit without coordinates")
-            pair = (stats[name].values for name in ("conformation", "conformation_std"))
-            return cls(*(torch.from_numpy(values).double() for values in pair))
+        stats = read_stats(file)
+        if "conformation" not in stats:
+            raise InputError(str(file), expected=wanted, got="a fit without coordinates")
+        pair = (stats[name].values for name in ("conformation", "conformation_std"))
+        return cls(*(torch.from_numpy(values).double() for values in pair))
 
 
 def show_latent(
     out: Path,
-    count: int,
+    count: int | None,
     steps: int,
     axis: int,
     at: list[str],
@@ -87,7 +86,10 @@ def show_latent(
         If the folder has no fit with coordinates, or a point has other numbers.
     """
     found = Latent.read(out)
-    size = found.mean.shape[1]
+    particles, size = found.mean.shape
+    count = min(_CENTERS, particles) if count is None else count
+    fits, got = count <= particles, str(count)
+    require(fits, "--centers", expected=f"at most {particles}, the particles", got=got)
     require(1 <= axis <= size, "--axis", expected=f"1 to {size}", got=str(axis))
     chosen = torch.stack([_point(text, size) for text in at]) if at else found.mean[:0]
     built, stack = reload(out)

@@ -173,7 +173,15 @@ Settings = Annotated[
 
 # latent
 
-Centers = Annotated[int, Option("--centers", min=1, help="Clusters (k-means).")]
+Centers = Annotated[
+    int | None,
+    Option(
+        "--centers",
+        metavar="N",
+        min=1,
+        help="Clusters (k-means); default 10, or as many as there are particles.",
+    ),
+]
 Steps = Annotated[int, Option("--steps", min=2, help="Maps along the path.")]
 Axis = Annotated[
     int,
@@ -191,7 +199,9 @@ At = Annotated[
 Umap = Annotated[
     bool, Option("--umap", help="Lay out the particles by UMAP (pip install umap-learn).")
 ]
-LatentSeed = Annotated[int, Option("--seed", metavar="N", help="Of k-means and UMAP.")]
+LatentSeed = Annotated[
+    int, Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Of k-means and UMAP.")
+]
 Price = Annotated[
     int,
     Option(

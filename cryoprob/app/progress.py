@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from cryoprob.app.words import console, duration, grid_spacing
+from cryoprob.checks import counted
 
 __all__ = ["HEAD", "Display", "Live", "Plain", "display", "line"]
 
@@ -78,8 +79,8 @@ class Display:
         self.show(record)
 
     def note(self, text: str) -> None:
-        """Something to tell in words."""
-        self.print(text)
+        """Something to tell in words, wrapped as paragraphs are."""
+        self.console.print(text, markup=False)
 
     def print(self, text: str) -> None:
         """Print a line above whatever moves."""
@@ -106,7 +107,8 @@ class Display:
         if self.last is not None and self.brief:
             name = f"start {self.last['start']}" if "start" in self.last else self.name
             evidence = f"{self.last['bound']:.2f} nats per image"
-            self.print(f"  {name}: {self.last['iteration']} steps, {evidence}")
+            steps = counted(self.last["iteration"], "step")
+            self.print(f"  {name}: {steps}, {evidence}")
 
 
 class Plain(Display):
@@ -114,7 +116,7 @@ class Plain(Display):
 
     def begin(self) -> None:
         """Say the stage, and what the columns are."""
-        self.print(f"{self.name}: at most {self.steps} steps")
+        self.print(f"{self.name}: at most {counted(self.steps, 'step')}")
         self.print(HEAD)
         self._told = monotonic()
 

@@ -37,6 +37,9 @@ __all__ = [
 
 _HEADER_BYTES = 1024
 _LARGEST = 1 << 24
+_STRUCTURE = "an atomic structure"
+_OTHERS = {**dict.fromkeys((".pdb", ".ent", ".cif", ".mmcif"), _STRUCTURE), ".star": "a STAR file"}
+"""What files of other names are, where they hold no MRC header."""
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 
 T = TypeVar("T", int, float)
@@ -94,7 +97,8 @@ def read_header(path: PathType) -> MrcHeader:
     """
     found = require_file(path, "an MRC file")
     raw = _content(found, _HEADER_BYTES)
-    require(len(raw) == _HEADER_BYTES, str(path), expected="an MRC file", got=f"{len(raw)} bytes")
+    if len(raw) < _HEADER_BYTES:
+        raise _no_mrc(path, f"{len(raw)} bytes")
     for order in ("<", ">"):  # the other order makes sizes of 2^24 and more of any true ones
         fields = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
         sizes = [int(fields[name]) for name in ("nz", "ny", "nx")]
@@ -121,6 +125,8 @@ def _content(path: Path, count: int = -1) -> bytes:
 
 
 def _no_mrc(path: PathType, got: str) -> InputError:
+    named = Path(str(path).lower().removesuffix(".gz")).suffix
+    got = _OTHERS.get(named, got)
     return InputError(str(path), expected="an MRC file (.mrc, .mrcs, .map)", got=got)
 
 

@@ -114,6 +114,8 @@ class ResidualDisplacements(Displacements):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
+        wanted, remedy = "one coordinate or more", "Give --set zdim=1 or more."
+        require(size > 0, "conformation", expected=wanted, got=str(size), remedy=remedy)
         self.size, self.sites, self.width, self.layers = size, sites, width, layers
         inputs = [size, size, *[width] * (2 * layers)]
         wide = [torch.full((prod(s),), n**-0.5) for s, n in zip(self.shapes, inputs, strict=False)]

@@ -18,6 +18,8 @@ from cryoprob.checks import InputError, OutputError
 from cryoprob.inference.build import build_guide, build_model, image_power
 from cryoprob.inference.config import FitConfig
 from cryoprob.inference.families import Recipe, family
+from cryoprob.inference.loop import Quiet
+from cryoprob.inference.presets.menu import load
 from cryoprob.inference.run import run_fit
 from cryoprob.inference.schedule import Schedule
 from cryoprob.io.mrc import read_map
@@ -196,9 +198,50 @@ def test_a_folder_with_a_fit_is_not_overwritten(experiment, tmp_path):
     before = contents(tmp_path / "fit")
     with pytest.raises(InputError, match="--resume"):
         run_fit(settings, tmp_path / "fit")
-    with pytest.raises(InputError, match="other ones"):
+    with pytest.raises(InputError, match=r"got --seed 9 \(it was 3\)"):
         run_fit(replace(settings, seed=9), tmp_path / "fit", resume=True)
     assert contents(tmp_path / "fit") == before
+
+
+@pytest.mark.parametrize(
+    "content", [{"other": {}}, {"system": {}, "refine": {}, "starts": {}}, [3]]
+)
+@pytest.mark.parametrize("kind", ["from nothing", "reference", "preset"])
+def test_a_checkpoint_of_another_fit_is_refused_in_words(experiment, tmp_path, kind, content):
+    small = {"zdim": 2, "width": 8, "layers": 1}
+    settings = {
+        "from nothing": {},
+        "reference": {"reference": str(experiment.truth_map)},
+        "preset": {"preset": "cryodrgn", "poses": "known", "mask": "auto"}
+        | {"schedule": Schedule(**{**load("cryodrgn").plan, **small})},
+    }[kind]
+    begun = replace(config(experiment, **settings), particles=str(experiment.truth))
+    (tmp_path / "config.toml").write_text(begun.to_toml())
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: expected .*again\."):
+        run_fit(begun, tmp_path, resume=True)
+
+
+def test_what_is_the_same_for_both_halves_is_said_once(experiment, tmp_path, monkeypatch):
+    class Stop(Quiet):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+        def step(self, record):
+            raise KeyboardInterrupt
+
+    halved = config(experiment, reference=str(experiment.truth_map), half_sets=True)
+    for said, told in ((["a", "a"], ["a"]), (["a", "b"], ["a", "b"])):
+        calls = iter(said)
+        name = "cryoprob.inference.run.match_amplitude"
+        monkeypatch.setattr(name, lambda *_, calls=calls: next(calls))
+        watcher = Stop()
+        with pytest.raises(KeyboardInterrupt):
+            run_fit(halved, tmp_path / "".join(said), observer=watcher)
+        assert watcher.notes == told
 
 
 def test_nothing_to_resume(experiment, tmp_path):

@@ -162,6 +162,37 @@ def test_nothing_is_said_before_bad_input(simulated, tmp_path, options, words):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("preset", [[], ["--preset", "relion-class3d"], ["--preset", "cryodrgn"]])
+@pytest.mark.parametrize(
+    ("name", "what"), [("a.pdb", "an atomic structure"), ("a.star", "a STAR")]
+)
+def test_other_files_in_the_place_of_a_map(simulated, tmp_path, preset, name, what):
+    reference = tmp_path / name
+    reference.write_text("ATOM      1  CA  ALA A   1       0.000   0.000   0.000\n" * 40)
+    given = [
+        simulated / "truth.star",
+        "--out",
+        tmp_path / "new",
+        "--reference",
+        reference,
+        *preset,
+    ]
+    code, out, err = run("fit", *given)
+    told = " ".join(err.split())
+    assert code == 2 and not out and not (tmp_path / "new").exists()
+    assert f"{name}: expected an MRC file (.mrc, .mrcs, .map), got {what}" in told
+
+
+def test_one_image_has_no_conformations_to_compare(tmp_path):
+    one = ["simulate", *SIMULATE[1:-1], 1, "--out", tmp_path / "sim", "--seed", 1]
+    assert run(*one)[0] == 0
+    for name in ("cryodrgn", "ppca"):
+        given = [tmp_path / "sim" / "truth.star", "--out", tmp_path / "new", "--preset", name]
+        code, out, err = run("fit", *given)
+        assert code == 2 and not out and not (tmp_path / "new").exists()
+        assert f"2 images or more, whose conformations {name} can" in " ".join(err.split())
+
+
 def test_a_fit_is_never_overwritten(simulated, fitted):
     before = {path.name: path.read_bytes() for path in fitted.iterdir()}
     code, _, err = run("fit", simulated / "particles.star", "--out", fitted)

@@ -225,3 +225,12 @@ def test_coordinates_are_held_against_the_progress(simulated, tmp_path):
     moving_fit(homogeneous, start, plan=Schedule(max_iterations=1))
     text, written = evaluated(homogeneous, true)
     assert "frameProgress" not in text and written["leading_rank_correlation"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("a.pdb", "an atomic structure"), ("a.star", "a STAR")]
+)
+def test_a_truth_that_is_no_map(fitted, tmp_path, name, what):
+    (tmp_path / name).write_text("ATOM\n" * 9)  # less than a header is long
+    with pytest.raises(InputError, match=rf"{name}: expected an MRC file .*, got {what}"):
+        evaluate(fitted, tmp_path / name)

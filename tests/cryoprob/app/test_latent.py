@@ -1,6 +1,7 @@
 """The latent command on a small fit."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 from cryoprob.app import latent as app_latent
 from cryoprob.app import latent_plot
 from cryoprob.app.cli import app
+from cryoprob.app.conformations import fitted_columns
+from cryoprob.app.latent import Latent
 from cryoprob.app.latent_plot import axis_names, plot_latent
 from cryoprob.checks import InputError
 from cryoprob.inference.config import FitConfig
@@ -200,3 +203,31 @@ def test_the_picture_says_where_it_means_nothing(monkeypatch, size):
     names = axis_names(principal_axes(cloud).share)
     ax = pictured(monkeypatch, cloud, cloud[:3], cloud[:5], names, doubt)
     assert "mean nothing" in " ".join(ax.get_title().split())
+
+
+def test_a_file_cut_short_and_a_seed_below_zero_are_told_in_words(fitted, tmp_path):
+    out, _ = fitted
+    broken = tmp_path / "broken"
+    shutil.copytree(out, broken)
+    whole = (out / "posterior.nc").read_bytes()
+    (broken / "posterior.nc").write_bytes(whole[: len(whole) // 2])
+    found = run(broken)
+    told = " ".join(found.stderr.split())
+    assert found.exit_code == 2 and "posterior.nc: expected what a finished fit" in told
+    assert "a damaged file" in told
+    with pytest.raises(InputError, match="a damaged file"):
+        fitted_columns(broken)
+    found = run(out, "--seed", -1)
+    assert found.exit_code == 2 and "--seed" in found.stderr
+
+
+def test_centers_are_no_more_than_the_particles(fitted, tmp_path, monkeypatch):
+    out, _ = fitted
+    found = run(out, "--centers", COUNT + 1)
+    told = " ".join(found.stderr.split())
+    assert found.exit_code == 2 and f"--centers: expected at most {COUNT}, the particles" in told
+    few = Latent.read(out)
+    few = Latent(few.mean[:4], few.std[:4])
+    monkeypatch.setattr(Latent, "read", classmethod(lambda *_: few))
+    assert run(out, "--steps", 2).exit_code == 0
+    assert len(list((out / "latent").glob("center_*.mrc"))) == 4

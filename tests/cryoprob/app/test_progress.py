@@ -57,6 +57,17 @@ def test_lines_where_there_is_no_terminal():
     assert type(display(Console(file=io.StringIO()))) is Plain
 
 
+def test_sentences_are_wrapped_and_one_step_is_one():
+    watcher, out = plain()
+    with watcher:
+        watcher.stage("refine", 1)
+        watcher.note("words and more " * 20)
+    first, _, *rest = out.getvalue().splitlines()
+    assert first == "refine: at most 1 step"
+    assert len(rest) > 2 and all(len(one) <= 100 for one in rest)
+    assert " ".join(" ".join(rest).split()) == ("words and more " * 20).strip()
+
+
 def test_starts_are_summed_up():
     watcher, out = plain()
     with watcher:

@@ -110,3 +110,8 @@ def test_other_volumes_are_refused():
     guide = problem.guide
     with pytest.raises(InputError, match="a volume of Gaussians"):
         Score(problem.model, guide.volume, guide.rotation, guide.shift, kappa=KAPPA)
+
+
+def test_displacements_of_no_coordinate_are_refused():
+    with pytest.raises(InputError, match="conformation: expected one coordinate or more, got 0"):
+        ResidualDisplacements(0, SITES)
