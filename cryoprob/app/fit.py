@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import join
 from typing import TYPE_CHECKING, Any
 
-from cryoprob.app.guard import Interrupted, heeded
+from cryoprob.app.guard import Interrupted
 from cryoprob.app.words import angstrom, facts, say
 from cryoprob.checks import InputError, OutputError, require
 from cryoprob.inference.config import FitConfig
@@ -159,8 +159,7 @@ def _observed(config: FitConfig, out: Path, resume: bool) -> "FitResult":
 
     fresh = not (out / "config.toml").exists()
     try:
-        with heeded() as check, display() as observer:
-            observer.heed = check
+        with display() as observer:
             return run_fit(config, out, resume=resume, observer=observer)
     except BaseException:
         if fresh:

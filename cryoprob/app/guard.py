@@ -7,15 +7,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from signal import SIGINT, default_int_handler, getsignal, signal
-from threading import current_thread, main_thread
 from typing import ParamSpec, TextIO
 
 import typer
 
 from cryoprob.checks import DataWarning, InputError
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "Interrupted", "guarded", "heeded", "notes", "paragraph"]
+__all__ = ["BAD_INPUT", "INTERRUPTED", "Interrupted", "guarded", "notes", "paragraph"]
 
 BAD_INPUT = 2
 """Exit code of input that is wrong and of output that cannot be written."""
@@ -55,34 +53,6 @@ def notes(say: Callable[[str], None] = paragraph) -> Iterator[None]:
 
         warnings.showwarning = show  # type: ignore[assignment]
         yield
-
-
-@contextmanager
-def heeded() -> Iterator[Callable[[], None]]:
-    """Ctrl-C interrupts at once; a check is given that interrupts where this was lost.
-
-    Python drops what is raised while an object is being finalized.
-    """
-    asked = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    usual = getsignal(SIGINT) is default_int_handler  # or it is ignored, or another's
-    if not usual or current_thread() is not main_thread():
-        yield check
-        return
-    signal(SIGINT, interrupt)
-    try:
-        yield check
-    finally:
-        signal(SIGINT, default_int_handler)
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:

@@ -1,6 +1,6 @@
 """How a fit is watched: a live bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -45,14 +45,10 @@ def _label(record: dict[str, Any]) -> str:
 
 
 class Display:
-    """An observer of a fit that prints; use it as a context manager.
-
-    At every step it calls ``heed``, which may raise.
-    """
+    """An observer of a fit that prints; use it as a context manager."""
 
     def __init__(self, out: Console | None = None) -> None:
         self.console = out or console()
-        self.heed: Callable[[], None] = lambda: None
         self.last: dict[str, Any] | None = None
         self.name, self.steps = "", 0
 
@@ -77,7 +73,6 @@ class Display:
 
     def step(self, record: dict[str, Any]) -> None:
         """One step is done."""
-        self.heed()
         if self.last is not None and self.last.get("start") != record.get("start"):
             self.sum_up()
         self.last = record

@@ -1,14 +1,12 @@
 """How commands end."""
 
 import io
-import signal
-import sys
 import warnings
 
 import pytest
 import typer
 
-from cryoprob.app.guard import Interrupted, guarded, heeded, notes, paragraph
+from cryoprob.app.guard import Interrupted, guarded, notes, paragraph
 from cryoprob.checks import InputError, OutputError, warn
 
 
@@ -67,34 +65,3 @@ def test_our_own_mistakes_are_not_hidden():
 
     with pytest.raises(ZeroDivisionError):
         command()
-
-
-def test_an_interrupt_that_python_drops_is_heeded_at_the_next_step():
-    class Finalized:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
-
-    before, dropped = signal.getsignal(signal.SIGINT), []
-    hook, sys.unraisablehook = sys.unraisablehook, dropped.append
-    try:
-        with pytest.raises(KeyboardInterrupt), heeded() as check:
-            check()  # nothing was asked
-            one = Finalized()
-            del one
-            assert isinstance(dropped[0].exc_value, KeyboardInterrupt)  # it is lost here
-            check()
-            raise AssertionError("not heeded")
-    finally:
-        sys.unraisablehook = hook
-        dropped.clear()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_an_interrupt_that_is_ignored_stays_so():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with heeded() as check:
-            signal.raise_signal(signal.SIGINT)
-            check()
-    finally:
-        signal.signal(signal.SIGINT, before)

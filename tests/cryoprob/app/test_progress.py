@@ -2,7 +2,6 @@
 
 import io
 
-import pytest
 from rich.console import Console
 
 from cryoprob.app.progress import HEAD, Live, Plain, display, line
@@ -111,14 +110,3 @@ def test_a_bar_on_a_terminal_counts_resumed_steps():
         assert watcher._bar.moving == line(record(1))  # seen, but not kept
     assert line(record(8)) in out.getvalue()
     assert watcher._bar is None
-
-
-def test_what_is_to_be_heeded_is_asked_at_every_step():
-    shown = Plain(Console(file=io.StringIO()))
-
-    def heed():
-        raise KeyboardInterrupt
-
-    shown.heed = heed
-    with pytest.raises(KeyboardInterrupt):
-        shown.step({"iteration": 1})
