@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -29,11 +30,12 @@ def run(*arguments):
 
 
 def started(*arguments):
-    """A command in a process of its own."""
+    """A command in a process of its own, which heeds Ctrl-C even where tests run unheeding."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     command = [sys.executable, "-m", "cryoprob", *(str(a) for a in arguments)]
-    return subprocess.Popen(command, env=environment, **pipes)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
+    return subprocess.Popen(command, env=environment, preexec_fn=heed, **pipes)
 
 
 def one_paragraph(text):
