@@ -10,7 +10,7 @@ from cryoprob.checks import InputError, did_you_mean, require
 from cryoprob.inference.imaging import NODES, Latent
 from cryoprob.inference.schedule import Schedule
 
-__all__ = ["FAMILIES", "HYBRIDS", "POSES", "FitConfig"]
+__all__ = ["FAMILIES", "HYBRIDS", "POSES", "FitConfig", "option_of"]
 
 FAMILIES = ("exact-em", "modal-em", "amortized-modal", "svi", "amortized-vi")
 """Families of inference, in the order of the review's table."""
@@ -195,7 +195,9 @@ class FitConfig:
         """
         names = [item.name for item in fields(FitConfig)]
         pairs = [
-            (f"{_option(n)} ", getattr(self, n), getattr(now, n)) for n in names if n not in _APART
+            (f"{option_of(n)} ", getattr(self, n), getattr(now, n))
+            for n in names
+            if n not in _APART
         ]
         for item in fields(Schedule):
             both = getattr(self.schedule, item.name), getattr(now.schedule, item.name)
@@ -262,8 +264,8 @@ def _whole(path: str) -> str:
     return str(Path(path).absolute())
 
 
-def _option(name: str) -> str:
-    """A setting's name on the command line."""
+def option_of(name: str) -> str:
+    """A setting's name on the command line, such as ``--low-pass`` of ``low_pass_A``."""
     return "PARTICLES" if name == "particles" else f"--{_OPTIONS.get(name, name)}"
 
 

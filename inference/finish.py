@@ -122,7 +122,7 @@ def verdict(
     """Say whether the map explains the images, the starts agree and the poses are decided.
 
     A fit of ``numbers`` that the images determine gains about as many nats from noise (measured:
-    up to 1.3; Akaike 1974, IEEE Trans. Automat. Contr. 19, 716): twice as many are asked for.
+    up to 1.15; Akaike 1974, IEEE Trans. Automat. Contr. 19, 716): twice as many are asked for.
     """
     if kind == "ring_correlation":
         return (

@@ -222,7 +222,9 @@ def scored(
     precision = prior_scale(model).double() ** -2 * (not flat)
     if not modes:
         volume, precision = volume[:1], precision[:0]
-    doubt = None if covariance is None else _errors(model, covariance)
+    doubt = None
+    if covariance is not None:
+        doubt = SliceErrors.of(linear_modes_of(model).slicer, covariance.to(model.noise.sigma2))
     count = 1 + len(precision)
     each = 40 * count + (0 if doubt is None else 24 * count**2)
     for chunk in chunks(model, stack, index):
@@ -236,10 +238,6 @@ def scored(
             errors = None if doubt is None else doubt(rotation)
             found = linear_posterior(*data, slices, precision, errors)
             yield Scored(images, rotation, shift, back, slices, found, errors)
-
-
-def _errors(model: ParticleModel, covariance: Tensor) -> SliceErrors:
-    return SliceErrors.of(linear_modes_of(model).slicer, covariance.to(model.noise.sigma2))
 
 
 def linear_modes_of(model: ParticleModel) -> LinearModes:

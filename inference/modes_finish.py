@@ -47,8 +47,8 @@ def finish_modes(
     """
     half = state.half
     model, point = half.model, half.guide.volume.coefficients
-    whose, doubt = (model, half.guide, stack), state.covariance
-    found = modes_e_step(*whose, hard=hard, flat=flat, covariance=doubt)
+    whose = model, half.guide, stack
+    found = modes_e_step(*whose, hard=hard, flat=flat, covariance=state.covariance)
     tau2 = linear_modes_of(model).tau2
     numbers = determined(BlockEquations.of(found), point.data, tau2)
     numbers += flat * found.mean.numel()  # fitted, too

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from cryoprob.checks import InputError
-from cryoprob.inference.config import FitConfig
+from cryoprob.inference.config import FitConfig, option_of
 from cryoprob.inference.presets.base import Built, Preset, Scene
 from cryoprob.inference.schedule import OF_PRESETS, Schedule
 
@@ -30,7 +30,8 @@ _ALWAYS = frozenset(
 )
 """Options of reading, computing and checking, which are not a preset's."""
 
-_OPTION = {"references": "reference", "low_pass_A": "low-pass", "half_sets": "half-sets"}
+_READ = {"references": "reference"}
+"""Names of a scene's parts that a configuration has by others."""
 
 _OF_REFINEMENTS = {"--mask", "--symmetry", "--half-sets"}
 
@@ -38,7 +39,7 @@ _OF_REFINEMENTS = {"--mask", "--symmetry", "--half-sets"}
 def taken(scene: Scene) -> tuple[list[str], list[str]]:
     """Options, and settings of the schedule, that a preset has read of its scene."""
     plan: Any = scene.plan
-    options = sorted(f"--{_OPTION.get(name, name)}" for name in scene.read)
+    options = sorted(option_of(_READ.get(name, name)) for name in scene.read)
     return options, [item.name for item in fields(Schedule) if item.name in plan.read]
 
 
@@ -48,7 +49,7 @@ def check_used(config: FitConfig, preset: Preset, scene: Scene, built: Built) ->
     usual = {item.name: item.default for item in fields(FitConfig)} | dict(preset.config)
     given = {}
     for name in usual.keys() - _ALWAYS:
-        value, option = getattr(config, name), f"--{_OPTION.get(name, name)}"
+        value, option = getattr(config, name), option_of(name)
         if value != usual[name] and option not in options:
             given[option] = option if value is True else f"{option} {_word(value)}"
     plain = Schedule(**preset.plan)
